@@ -1,0 +1,104 @@
+"""The contract between a payload and whoever started it.
+
+A payload is started as ``python step.py --config FILE``. It reads one YAML file,
+writes its output below the path that the file names, and reports through
+JSON lines appended to the file named by ``NEMOTRON_MESSAGES``:
+
+    {"v": 1, "type": "progress", "time": float, "step": int|null, "total": int|null, "metrics": {str: float}}
+    {"v": 1, "type": "result",   "time": float, "facts": {str: json}}
+    {"v": 1, "type": "error",    "time": float, "name": str, "message": str, "recovery": str}
+
+Without ``NEMOTRON_MESSAGES`` the same messages are printed for a person. The
+exit status is the truth: 0 done, ``BAD_INPUT`` for input that a person must
+mend, ``NOT_BUILT`` for a step without a payload, anything else a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROTOCOL_VERSION = 1
+BAD_INPUT = 3
+NOT_BUILT = 9
+
+
+class PayloadError(Exception):
+    """Something the person who started the run can mend.
+
+    Args:
+        name: an error name from the step's manifest where one fits.
+        message: what is wrong, naming the file, line, key or value.
+        recovery: the next action.
+    """
+
+    def __init__(self, name: str, message: str, recovery: str = "") -> None:
+        super().__init__(message)
+        self.name, self.message, self.recovery = name, message, recovery
+
+
+def _send(kind: str, **fields: Any) -> bool:
+    path = os.environ.get("NEMOTRON_MESSAGES")
+    if not path or int(os.environ.get("RANK", "0")) != 0:
+        return False
+    line = json.dumps({"v": PROTOCOL_VERSION, "type": kind, "time": time.time(), **fields}, default=str)
+    with open(path, "a", encoding="utf-8") as out:
+        out.write(line + "\n")  # one write of one line: readers see whole lines
+    return True
+
+
+def progress(step: int | None = None, total: int | None = None, **metrics: float) -> None:
+    """Say how far the work is: ``step`` of ``total``, with current metrics (loss, lr, tokens_per_second, rows ...)."""
+    if not _send("progress", step=step, total=total, metrics=metrics):
+        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
+        print(f"[{step}/{total}] {shown}" if step is not None else shown, flush=True)
+
+
+def result(**facts: Any) -> None:
+    """Record facts about the finished work (counts, settings actually used); they land in the artifact's manifest."""
+    if not _send("result", facts=facts):
+        print(json.dumps(facts, indent=2, default=str), flush=True)
+
+
+def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
+    """Read ``--config FILE`` (default: ``default``), resolve its interpolations and return plain data.
+
+    Raises:
+        PayloadError: the file is missing or is not a mapping.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path, default=default)
+    args, _ = parser.parse_known_args(argv)
+    from omegaconf import OmegaConf  # heavy, and absent where only the protocol is needed
+
+    if not args.config.is_file():
+        raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
+    loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=True)
+    if not isinstance(loaded, dict):
+        raise PayloadError("config_invalid", f"{args.config}: not a mapping", "Write `key: value` lines.")
+    return {str(k): v for k, v in loaded.items() if k != "run"}
+
+
+def run(main: Callable[[dict[str, Any]], None], default_config: Path) -> NoReturn:
+    """Run ``main(config)`` and exit with the contract's status; a ``PayloadError`` is told without a traceback."""
+    try:
+        main(load_config(default_config))
+    except PayloadError as e:
+        _send("error", name=e.name, message=e.message, recovery=e.recovery)
+        print(f"error: {e.message}" + (f"\n{e.recovery}" if e.recovery else ""), file=sys.stderr, flush=True)
+        sys.exit(BAD_INPUT)
+    sys.exit(0)
+
+
+def not_built(step_id: str) -> NoReturn:
+    """For a step whose manifest is here and whose payload is not."""
+    message = f"{step_id} is in the catalog, but its payload is not built yet; nothing was run."
+    _send("error", name="payload_not_built", message=message, recovery="See `nemotron steps show` for its contract.")
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(NOT_BUILT)
