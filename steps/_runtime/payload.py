@@ -69,6 +69,8 @@ def result(**facts: Any) -> None:
 def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
     """Read ``--config FILE`` (default: ``default``), resolve its interpolations and return plain data.
 
+    ``${oc.env:NEMOTRON_STEP_DIR}`` names the step's own folder, whoever started it.
+
     Raises:
         PayloadError: the file is missing or is not a mapping.
     """
@@ -77,6 +79,7 @@ def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
     args, _ = parser.parse_known_args(argv)
     from omegaconf import OmegaConf  # heavy, and absent where only the protocol is needed
 
+    os.environ.setdefault("NEMOTRON_STEP_DIR", str(default.resolve().parent.parent))
     if not args.config.is_file():
         raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
     loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=True)
