@@ -1,0 +1,84 @@
+"""All steps of a project and of the bundle. A broken step folder is one named error; the other steps still work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from nemotron_dagster.catalog.manifest import load_step
+from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
+from nemotron_dagster.catalog.types import TypeGraph, load_types
+from nemotron_dagster.errors import ConfigError, UsageError, did_you_mean
+from nemotron_dagster.project import Project
+
+__all__ = ["Catalog", "Parameter", "Port", "Runspec", "Step", "TypeGraph", "load_catalog"]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Steps by id in ``(category, id)`` order, the type graph, and what could not be loaded."""
+
+    steps: dict[str, Step]
+    types: TypeGraph
+    broken: dict[str, ConfigError]
+
+    def find(self, name: str) -> Step:
+        """The step with this id, or with this unique folder name.
+
+        Raises:
+            ConfigError: the step is there and broken.
+            UsageError: no such step, or several.
+        """
+        if name in self.steps:
+            return self.steps[name]
+        if name in self.broken:
+            raise self.broken[name]
+        tails = [i for i in self.steps if i.split("/")[-1] == name]
+        if len(tails) == 1:
+            return self.steps[tails[0]]
+        hint = f"\nDid you mean: {', '.join(tails)}?" if tails else did_you_mean(name, self.steps).replace(
+            " Did you mean ", "\nDid you mean: "
+        )
+        raise UsageError(f"Unknown step id: {name}{hint}\nRun `nemotron steps list` to see all available steps.")
+
+    def select(self, category: str | None, consumes: str | None, produces: str | None, tag: str | None) -> list[Step]:
+        """The steps that match every given filter exactly."""
+        return [
+            s
+            for s in self.steps.values()
+            if (category is None or s.category == category)
+            and (consumes is None or any(p.type == consumes for p in s.consumes))
+            and (produces is None or any(p.type == produces for p in s.produces))
+            and (tag is None or tag in s.tags)
+        ]
+
+
+def _step_folders(root: Path) -> Iterator[Path]:
+    for manifest in sorted(root.glob("[!._]*/**/step.toml")):
+        if not any(part.startswith(("_", ".")) for part in manifest.relative_to(root).parts):
+            yield manifest.parent
+
+
+@cache
+def load_catalog(project: Project) -> Catalog:
+    """Load every step of the project's ``steps/`` and of the bundle; a project's step replaces a bundled one."""
+    roots = project.folders("steps")
+    types = load_types([f for r in roots if (f := r / "types.toml").is_file()])
+    steps: dict[str, Step] = {}
+    broken: dict[str, ConfigError] = {}
+    for root in roots:
+        for folder in _step_folders(root):
+            step_id = folder.relative_to(root).as_posix()
+            if step_id in steps or step_id in broken:
+                continue
+            try:
+                step = load_step(folder, root)
+                for port in (*step.consumes, *step.produces):
+                    types.check(port.type, str(folder / "step.toml"))
+                steps[step_id] = step
+            except ConfigError as e:
+                broken[step_id] = e
+    order = sorted(steps.values(), key=lambda s: (s.category, s.id, str(s.directory)))
+    return Catalog({s.id: s for s in order}, types, broken)

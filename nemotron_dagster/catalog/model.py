@@ -1,0 +1,92 @@
+"""The catalog's nouns as frozen data. Standard library only: ``steps list`` imports nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Port:
+    """One artifact a step consumes or produces.
+
+    Attributes:
+        bind: config key (dotted) that carries the path.
+        source: id of the default producer in the catalog pipeline (``from`` in step.toml).
+        path: produced only: where below the output directory the artifact proper lies.
+        suffix: consumed only: appended to the artifact's path before it fills the key.
+    """
+
+    name: str
+    type: str
+    required: bool = True
+    description: str = ""
+    bind: str | None = None
+    source: str | None = None
+    path: str = "."
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    default: Any = None
+    description: str = ""
+    choices: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Runspec:
+    """The ``[tool.runspec]`` block of a step.py."""
+
+    name: str = ""
+    image: str | None = None
+    launch: str = "torchrun"
+    cmd: str | None = None
+    workdir: str | None = None
+    config_dir: Path = Path("config")
+    default_config: str = "default"
+    nodes: int = 1
+    gpus_per_node: int = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """A unit of work: manifest, payload and named configs, all in ``directory``."""
+
+    id: str
+    name: str
+    category: str
+    description: str
+    directory: Path
+    tags: tuple[str, ...] = ()
+    consumes: tuple[Port, ...] = ()
+    produces: tuple[Port, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    models: tuple[dict[str, Any], ...] = ()
+    strategies: tuple[dict[str, Any], ...] = ()
+    errors: tuple[dict[str, Any], ...] = ()
+    reference: dict[str, str] = field(default_factory=dict)
+    ready: bool = True
+    env: str = "engine"
+    resumable: bool = False
+    freeform: tuple[str, ...] = ()
+    runspec: Runspec | None = None
+
+    @property
+    def script(self) -> Path:
+        return self.directory / "step.py"
+
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """Names of the configs, the default one first."""
+        if self.runspec is None or not self.runspec.config_dir.is_dir():
+            return ()
+        names = sorted({p.stem for p in self.runspec.config_dir.iterdir() if p.suffix in (".yaml", ".yml")})
+        return tuple(sorted(names, key=lambda n: n != self.runspec.default_config))  # type: ignore[union-attr]
+
+    @property
+    def summary(self) -> str:
+        """First line of the description."""
+        return self.description.strip().splitlines()[0] if self.description.strip() else ""

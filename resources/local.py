@@ -1,0 +1,180 @@
+"""The ``local`` target: jobs are processes of this machine that outlive whoever submitted them.
+
+NeMo-Run's LocalExecutor cannot detach (leaving its context kills the child) and another process cannot cancel its
+jobs, so a small supervisor process runs the command here; see nemotron_dagster/jobs/supervisor.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nemotron_dagster.artifacts.manifest import write_json
+from nemotron_dagster.errors import PreflightError, TargetError
+from nemotron_dagster.jobs import supervisor
+from nemotron_dagster.jobs.target import Hardware, JobHandle, State, Status, Submission
+
+_START_LIMIT = 15.0  # seconds after which a job that never started is submitted again
+
+
+class Settings(BaseModel):
+    """Keys of a local profile."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    executor: Literal["local"] = "local"
+    python: str | None = Field(None, description="Interpreter for the payload, instead of the built environment.")
+    env_vars: dict[str, str | int | float | bool] = Field({}, description="Variables set for the job.")
+    startup_commands: list[str] = Field([], description="Commands run with bash before the step.")
+    nodes: int = Field(1, ge=1, le=1, description="Always 1 here.")
+    gpus_per_node: int | None = Field(None, ge=0, description="GPUs of this machine that the job uses.")
+    nproc_per_node: int | None = Field(None, ge=1, description="Processes that torchrun starts.")
+    nprocs_per_node: int | None = Field(None, ge=1, description="The same, as cloud profiles spell it.")
+    ntasks_per_node: int | None = Field(None, ge=1, description="Not used here; accepted so configs can be shared.")
+    container_image: str | None = Field(None, description="Not used here; accepted so configs can be shared.")
+    mounts: list[str] = Field([], description="Not used here; accepted so configs can be shared.")
+    # what the evaluation configs of the reference keep under run.env for other targets
+    host: str | None = None
+    user: str | None = None
+    account: str | None = None
+    partition: str | None = None
+    remote_job_dir: str | None = None
+    time: str | None = None
+
+
+def make_target(settings: Settings, state: Path) -> LocalTarget:
+    return LocalTarget(state / "jobs")
+
+
+def gpu_count() -> int:
+    """GPUs that a job here can see: CUDA_VISIBLE_DEVICES, else nvidia-smi, else 0."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
+    if not shutil.which("nvidia-smi"):
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+class LocalTarget:
+    """Jobs in ``<state>/jobs/<key>/``: job.json, config.yaml, log, pid.json, exit.json."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def job_directory(self, key: str) -> Path:
+        return self.root / key
+
+    def hardware(self) -> Hardware:
+        return Hardware(gpus_per_node=gpu_count())
+
+    def submit(self, job: Submission) -> JobHandle:
+        directory = self.job_directory(job.key)
+        if not (directory / "job.json").exists():
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                for name, text in job.files.items():
+                    (directory / name).write_text(text, encoding="utf-8")
+                write_json(
+                    directory / "job.json",
+                    {"step": job.step, "argv": job.argv, "env": dict(job.env), "cwd": job.cwd, "time": time.time()},
+                )
+            except OSError as e:
+                raise PreflightError(f"{directory}: cannot be written ({e.strerror}). Free space or set NEMOTRON_HOME.") from e
+        handle = JobHandle("local", job.key, str(directory))
+        if self._status(handle).state is State.PENDING:
+            self._start(directory)
+        return handle
+
+    def find(self, key: str) -> JobHandle | None:
+        directory = self.job_directory(key)
+        return JobHandle("local", key, str(directory)) if (directory / "job.json").exists() else None
+
+    def statuses(self, handles: Iterable[JobHandle]) -> dict[str, Status]:
+        return {h.key: self._status(h) for h in handles}
+
+    def read_log(self, handle: JobHandle, offset: int) -> bytes:
+        try:
+            with open(Path(handle.directory, "log"), "rb") as f:
+                f.seek(offset)
+                return f.read(1 << 20)
+        except FileNotFoundError:
+            return b""
+
+    def cancel(self, handle: JobHandle) -> None:
+        pid = _json(Path(handle.directory, "pid.json"))
+        if pid and self._status(handle).state is State.RUNNING:
+            try:
+                os.kill(pid["supervisor"], signal.SIGTERM)
+            except ProcessLookupError:  # the supervisor was killed; its job was not
+                os.killpg(pid["child"], signal.SIGKILL)
+
+    def _status(self, handle: JobHandle) -> Status:
+        directory = Path(handle.directory)
+        alive = _locked(directory / "lock")
+        done = _json(directory / "exit.json")
+        if done:
+            code = int(done["exit_code"])
+            if done.get("cancelled"):
+                return Status(State.CANCELLED, code)
+            if code < 0:
+                return Status(State.FAILED, code, f"killed by {signal.Signals(-code).name}")
+            return Status(State.SUCCEEDED if code == 0 else State.FAILED, code)
+        if alive:
+            return Status(State.RUNNING)
+        if (directory / "pid.json").exists():
+            return Status(State.LOST, None, "its supervisor was killed or the machine restarted")
+        return Status(State.PENDING)
+
+    def _start(self, directory: Path) -> None:
+        """Start the supervisor and wait until it holds the lock, or has finished."""
+        subprocess.Popen(
+            [sys.executable, "-I", supervisor.__file__, str(directory)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + _START_LIMIT
+        while time.monotonic() < deadline:
+            if (directory / "pid.json").exists() or (directory / "exit.json").exists():
+                return
+            time.sleep(0.02)
+        raise TargetError(f"{directory}: the job did not start within {_START_LIMIT:.0f} s. See its log; run again.")
+
+
+def _locked(file: Path) -> bool:
+    try:
+        descriptor = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
