@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_dagster.catalog.model import Step
+from nemotron_dagster.config.secrets import is_secret
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
@@ -70,12 +71,15 @@ def check_keys(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping[str,
     """
     parameters = {p.name: p for p in step.parameters}
     for key, value in pairs:
-        if (p := parameters.get(key)) and p.choices and not isinstance(value, Mapping):
-            if str(value) not in {str(c) for c in p.choices} and not (value is None and "null" in map(str, p.choices)):
-                raise ConfigError(f"{key}={value}: not one of {', '.join(map(str, p.choices))}. Use one of them.")
+        if is_secret(key) and isinstance(value, str) and value and "${" not in value:
+            raise ConfigError(f"override {key}=…: a secret must not be written down. Use {key}='${{oc.env:NAME}}'.")
+        choices = [str(c) for c in parameters[key].choices] if key in parameters else []
+        if choices and not isinstance(value, Mapping) and ("null" if value is None else str(value)) not in choices:
+            raise ConfigError(f"{key}={value}: not one of {', '.join(choices)}. Use one of them.")
         parts = [x for x in re.split(r"\.|\[(\d+)\]", key) if x]
         free = any(key == f or key.startswith(f + ".") for f in (*step.freeform, "run"))
-        if free or any(key == n or n.startswith(key + ".") or key.startswith(n + ".") for n in parameters):
+        named = [*parameters, *(p.bind for p in (*step.consumes, *step.produces) if p.bind)]
+        if free or any(key == n or n.startswith(key + ".") or key.startswith(n + ".") for n in named):
             continue
         node: Any = known
         for i, part in enumerate(parts):
@@ -94,3 +98,33 @@ def check_keys(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping[str,
         else:
             if isinstance(node, Mapping) and node and value is not None and not isinstance(value, Mapping):
                 raise ConfigError(f"{key}={value}: {key} is a section ({', '.join(node)}), not a value. Name a key in it.")
+
+
+def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The same overrides as ``key=value`` tokens, for values that came as data (a Launchpad, a pipeline file).
+
+    Text goes through OmegaConf's YAML like a command line's does, so ``"1e-5"`` is a number however it was quoted.
+    """
+    import json
+
+    tokens: list[str] = []
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value:
+            tokens += to_dotlist(value, name)
+        elif isinstance(value, str):
+            plain = value.strip() == value and "\n" not in value and not re.search(r"[#:{}\[\]&*!|>'\"%@`]|^$", value)
+            tokens.append(f"{name}={value if plain or _is_data(value) else json.dumps(value)}")
+        else:
+            tokens.append(f"{name}={json.dumps(value)}")
+    return tokens
+
+
+def _is_data(text: str) -> bool:
+    """Whether the text reads as a YAML list, mapping or interpolation rather than as a sentence with punctuation."""
+    import yaml
+
+    try:
+        return "${" in text or not isinstance(yaml.safe_load(text), str | None)
+    except yaml.YAMLError:
+        return False

@@ -1,0 +1,85 @@
+"""What a person wants to see of an artifact: pictures beside it, and the text of its Dagster metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron_dagster.artifacts import pictures
+from nemotron_dagster.artifacts.manifest import ArtifactRef
+
+REPORT = "report"
+
+
+def draw(type_name: str, output: Path, inner: str, facts: dict[str, Any], messages: Sequence[Mapping[str, Any]]) -> None:
+    """Write the artifact's pictures and its metrics below ``output/report`` and list the pictures in ``facts``."""
+    report = output / REPORT
+    drawn: list[str] = []
+    curve = training_curve(messages)
+    if curve:
+        report.mkdir(exist_ok=True)
+        (report / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve), encoding="utf-8")
+        if len([row for row in curve if "loss" in row]) > 1:
+            drawn.append(pictures.loss_curve(curve, report / "loss.png"))
+    if type_name == "eval_results":
+        report.mkdir(exist_ok=True)
+        drawn.append(pictures.scores(facts, report / "scores.png"))
+    if facts.get("removed"):
+        report.mkdir(exist_ok=True)
+        drawn.append(pictures.attrition(facts, report / "attrition.png"))
+    elif "lengths" in facts:
+        report.mkdir(exist_ok=True)
+        drawn.append(pictures.lengths(facts["lengths"], report / "lengths.png"))
+    facts["pictures"] = [f"{REPORT}/{name}" for name in drawn]
+
+
+def training_curve(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per training step, the last report of a step winning (a resumed run repeats some)."""
+    rows: dict[int, dict[str, Any]] = {}
+    for m in messages:
+        step, metrics = m.get("step"), m.get("metrics")
+        if m.get("type") == "progress" and isinstance(step, int) and metrics and ("loss" in metrics or "val_loss" in metrics):
+            rows.setdefault(step, {"step": step}).update(metrics)
+    return [rows[k] for k in sorted(rows)]
+
+
+def summary(ref: ArtifactRef) -> dict[str, str | int | float]:
+    """The artifact's headline figures, in the order a person reads them."""
+    facts, out = ref.manifest.facts, {}
+    for key in ("rows", "rows_in", "files", "parameters", "architecture", "context_length", "steps", "final_loss"):
+        if isinstance(facts.get(key), int | float | str):
+            out[key] = facts[key]
+    for score in facts.get("scores", []):
+        out[f"{score['task']} {score['metric']}"] = round(float(score["value"]), 4)
+    return out
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """Scores, or what each filter removed, as a Markdown table; empty where there is neither."""
+    if facts.get("scores"):
+        before = {(b["task"], b["metric"]): b for b in facts.get("baseline") or []}
+        head = "| task | metric | " + ("before | " if before else "") + "value | ± stderr | samples | chance |"
+        lines = [head, "|" + "---|" * (head.count("|") - 1)]
+        for s in facts["scores"]:
+            b = before.get((s["task"], s["metric"]))
+            cells = [s["task"], s["metric"], *([_number(b["value"]) if b else "–"] if before else [])]
+            cells += [_number(s["value"]), _number(s.get("stderr")), str(s.get("n")), _number(s.get("chance"))]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+    if facts.get("removed"):
+        rows = "\n".join(f"| {name} | {count} |" for name, count in facts["removed"].items())
+        return f"| filter | removed |\n|---|---|\n{rows}"
+    return ""
+
+
+def samples(facts: Mapping[str, Any], limit: int = 3) -> str:
+    """A few rows as a Markdown code block, long ones cut."""
+    rows = facts.get("samples") or []
+    shown = [json.dumps(r, ensure_ascii=False) for r in rows[:limit]]
+    return "```json\n" + "\n".join(s[:300] + ("…" if len(s) > 300 else "") for s in shown).replace("```", "'''") + "\n```" if shown else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"

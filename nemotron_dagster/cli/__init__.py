@@ -1,0 +1,1 @@
+"""The ``nemotron`` command. Thin: each command imports what it needs when it runs."""

@@ -1,0 +1,51 @@
+"""``nemotron pipelines list | run``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from nemotron_dagster.catalog import load_catalog
+from nemotron_dagster.errors import UsageError, did_you_mean
+from nemotron_dagster.pipelines import Pipeline, find_pipelines, load_pipeline
+from nemotron_dagster.project import find_project
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Run the pipelines of a project: the YAML files of its `pipelines/` folder."""
+
+
+@cli.command("list")
+def list_pipelines() -> None:
+    """List the project's pipelines and their nodes."""
+    for pipeline in _pipelines().values():
+        click.echo(f"{pipeline.name}  {pipeline.description.strip().splitlines()[0] if pipeline.description else ''}")
+        for node in pipeline.nodes.values():
+            inputs = f"  <- {', '.join(node.inputs.values())}" if node.inputs else ""
+            click.echo(f"    {node.name}  {node.step.id}{inputs}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--project", "folder", type=click.Path(path_type=Path), help="The project's folder (default: here).")
+@click.pass_context
+def run(ctx: click.Context, name: str, folder: Path | None) -> None:
+    """Materialize all nodes of the pipeline NAME, producers first."""
+    from nemotron_dagster.cli.run import materialize_and_tell
+
+    project = find_project(folder)
+    pipelines = _pipelines(folder)
+    if name not in pipelines:
+        known = ", ".join(pipelines) or "none; a project keeps them in pipelines/*.yaml"
+        raise UsageError(f"no pipeline {name!r} here.{did_you_mean(name, pipelines)} Known: {known}.")
+    nodes = [(n.name, n.key) for n in pipelines[name].nodes.values()]
+    sys.exit(materialize_and_tell(project, nodes, {}, bool((ctx.obj or {}).get("verbose"))))
+
+
+def _pipelines(folder: Path | None = None) -> dict[str, Pipeline]:
+    project = find_project(folder)
+    catalog = load_catalog(project)
+    return {p.name: p for p in (load_pipeline(f, catalog) for f in find_pipelines(project))}

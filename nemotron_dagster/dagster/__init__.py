@@ -1,0 +1,1 @@
+"""Steps as Dagster assets, artifact types as IO managers, profiles as resources."""

@@ -1,0 +1,175 @@
+"""The one factory that makes assets: a pipeline's nodes become Dagster assets."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+import pydantic
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from nemotron_dagster.artifacts.manifest import ArtifactRef
+from nemotron_dagster.catalog import Step
+from nemotron_dagster.config.compile import compile_job
+from nemotron_dagster.config.overrides import to_dotlist
+from nemotron_dagster.config.profiles import load_environment
+from nemotron_dagster.dagster.io_managers import failure
+from nemotron_dagster.dagster.live import DagsterReporter, terminal
+from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
+from nemotron_dagster.jobs.run import Request, code_digest, run_step
+from nemotron_dagster.jobs.target import JobHandle, make_target
+from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
+from nemotron_dagster.project import Project
+
+
+class EnvProfile(dg.ConfigurableResource):
+    """The profile of env.toml that runs use unless their op config or the tag ``nemotron/profile`` names one."""
+
+    name: str | None = None
+
+
+class StepConfig(dg.Config):
+    """What a run may set on any step."""
+
+    config_file: str | None = pydantic.Field(None, description="A config file of your own, instead of a named config.")
+    profile: str | None = pydantic.Field(None, description="A profile of env.toml.")
+    overrides: dict[str, Any] = pydantic.Field({}, description="Config keys (dotted or nested) and their values.")
+    passthrough: list[str] = pydantic.Field([], description="Arguments handed to step.py as they are.")
+    allow_unknown: bool = pydantic.Field(False, description="Accept override keys that the config does not have.")
+
+
+@functools.cache
+def step_config(configs: tuple[str, ...], default: str) -> type[StepConfig]:
+    """The config class of a step: its named configs as an enum, so that the Launchpad offers them."""
+    kind = Literal[configs] if configs else str  # type: ignore[valid-type]
+    return pydantic.create_model("StepConfig", __base__=StepConfig, config=(kind, pydantic.Field(default=default)))
+
+
+def pipeline_assets(project: Project, pipeline: Pipeline, root: Path) -> list[dg.AssetsDefinition]:
+    """One asset per node; ``root`` is the artifact root."""
+    return [_asset(project, pipeline, node, root) for node in pipeline.nodes.values()]
+
+
+def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.AssetsDefinition:
+    step = node.step
+    produced = step.produces[0]
+    types = {p.name: p.type for p in step.consumes}
+    default = node.config or (step.runspec.default_config if step.runspec else "default")
+    named = default if default in step.configs else (step.configs or ("default",))[0]
+
+    @dg.asset(
+        key=dg.AssetKey(list(node.key)),
+        ins={
+            port: dg.AssetIn(key=dg.AssetKey(list(pipeline.nodes[source].key)), metadata={"accepts": types[port]})
+            for port, source in node.inputs.items()
+        },
+        group_name=step.category if pipeline.name == CATALOG else re.sub(r"\W", "_", pipeline.name),
+        kinds={step.category, step.id.split("/")[-1]},
+        description=_page(step, node),
+        tags={"nemotron/step": step.id.replace("/", "."), "nemotron/payload": "ready" if step.ready else "planned"},
+        metadata={
+            "artifact_type": produced.type,
+            "configs": ", ".join(step.configs),
+            "manifest": dg.MetadataValue.path(str(step.directory / "step.toml")),
+        },
+        io_manager_key=produced.type,
+        code_version=code_digest(step)[:16],
+    )
+    def materialize(
+        context: dg.AssetExecutionContext,
+        config: step_config(step.configs, named),  # type: ignore[valid-type]
+        profile: EnvProfile,
+        **inputs: ArtifactRef | None,
+    ) -> dg.Output[ArtifactRef]:
+        screen = terminal()
+        name = node.name if pipeline.name == CATALOG else f"{pipeline.name}/{node.name}"
+        reporter = DagsterReporter(context, screen.started(name) if screen else None)
+        error: NemotronError | None = None
+        try:
+            ref = _materialize(project, node, root, context, config, profile, inputs, reporter)
+            return dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content))
+        except NemotronError as e:
+            error = e
+            raise failure(e) from e
+        except DagsterExecutionInterruptedError:
+            error = Cancelled(f"{name}: interrupted.")
+            raise
+        finally:
+            if screen:
+                screen.finished(name, error)
+
+    return materialize
+
+
+def _materialize(
+    project: Project,
+    node: Node,
+    root: Path,
+    context: dg.AssetExecutionContext,
+    config: Any,
+    profile: EnvProfile,
+    inputs: Mapping[str, ArtifactRef | None],
+    reporter: DagsterReporter,
+) -> ArtifactRef:
+    environment = load_environment(project.root)
+    name = config.profile or context.run.tags.get("nemotron/profile") or node.profile or profile.name
+    given = {port: ref for port, ref in inputs.items() if ref is not None}
+    spec = compile_job(
+        node.step,
+        config.config_file or config.config,
+        [*to_dotlist(node.overrides), *to_dotlist(config.overrides)],
+        profile=name,
+        mode="run" if name else "local",
+        environment=environment,
+        passthrough=config.passthrough,
+        inputs={**node.paths, **{port: str(ref.path) for port, ref in given.items()}},
+        allow_unknown=config.allow_unknown,
+    )
+    in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
+    lacking = [p for p in node.inputs if p not in given and p not in spec.external]
+    if lacking and not in_catalog:
+        raise PreflightError(f"{node.name}: {node.inputs[lacking[0]]} was never materialized. Materialize it first.")
+    for port, ref in given.items():
+        if port not in spec.external:
+            reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
+    target = make_target(project, name, spec.environment)
+    submitted: list[JobHandle] = []
+
+    def record(handle: JobHandle) -> None:
+        submitted.append(handle)
+        tag = {f"nemotron/job/{context.asset_key.path[-1]}": json.dumps(handle.as_dict())}
+        context.instance.add_run_tags(context.run.run_id, tag)
+
+    tags = context.run.tags
+    retried = "dagster/is_resume_retry" in tags or "dagster/retry_number" in tags
+    request = Request(
+        spec=spec,
+        asset=node.key,
+        identity=(context.run.root_run_id if retried else None) or context.run.run_id,
+        inputs=given,
+        artifact_root=root,
+    )
+    try:
+        return run_step(project, target, request, reporter, record)
+    except DagsterExecutionInterruptedError:
+        run = context.instance.get_run_by_id(context.run.run_id)
+        asked = terminal() is not None or (run is not None and run.status is dg.DagsterRunStatus.CANCELING)
+        if asked and submitted:  # otherwise the worker dies and the job stays for its successor to adopt
+            target.cancel(submitted[-1])
+        raise
+
+
+def _page(step: Step, node: Node) -> str:
+    """The asset's description in the UI: what it is, and the step's README."""
+    parts = [node.description or step.description]
+    if not step.ready:
+        parts.append("**The payload of this step is not built yet: running it is refused.**")
+    readme = step.directory / "README.md"
+    if readme.is_file():
+        parts.append(readme.read_text(encoding="utf-8"))
+    return "\n\n".join(parts)

@@ -1,0 +1,66 @@
+"""All of a project as Dagster definitions, and the instance that its runs are recorded in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+
+import dagster as dg
+
+from nemotron_dagster.catalog import load_catalog
+from nemotron_dagster.config.profiles import load_environment
+from nemotron_dagster.dagster.assets import EnvProfile, pipeline_assets
+from nemotron_dagster.dagster.io_managers import ArtifactIOManager
+from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, find_pipelines, load_pipeline
+from nemotron_dagster.project import Project
+
+
+def artifact_root(project: Project) -> Path:
+    """Where managed artifacts live: ``[artifacts] root`` of env.toml, else the project's state directory."""
+    named = load_environment(project.root).tables.get("artifacts", {}).get("root")
+    return Path(str(named)).expanduser().resolve() if named else project.state / "artifacts"
+
+
+@cache
+def build_definitions(project: Project) -> dg.Definitions:
+    """The catalog pipeline, the pipelines of ``<project>/pipelines/``, IO managers per type, a job per pipeline.
+
+    Raises:
+        ConfigError: a pipeline does not load or does not type-check.
+    """
+    catalog = load_catalog(project)
+    root = artifact_root(project)
+    pipelines = [catalog_pipeline(catalog), *(load_pipeline(f, catalog) for f in find_pipelines(project))]
+    assets = [a for p in pipelines for a in pipeline_assets(project, p, root)]
+    jobs = [
+        dg.define_asset_job(
+            p.name, selection=dg.AssetSelection.assets(*(dg.AssetKey(list(n.key)) for n in p.nodes.values()))
+        )
+        for p in pipelines
+        if p.name != CATALOG
+    ]
+    managers = {t: ArtifactIOManager(type=t, root=str(root)) for t in catalog.types.parents}
+    return dg.Definitions(
+        assets=assets,
+        jobs=jobs,
+        resources={**managers, "profile": EnvProfile()},
+        executor=dg.in_process_executor,
+    )
+
+
+def dagster_home(project: Project) -> Path:
+    """``DAGSTER_HOME`` where it is set, else a directory in the project's state, made with our instance settings."""
+    named = os.environ.get("DAGSTER_HOME")
+    if named:
+        return Path(named)
+    home = project.state / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        for folder in project.folders("env"):
+            if (folder / "dagster.yaml").is_file():
+                shutil.copyfile(folder / "dagster.yaml", settings)
+                break
+    return home

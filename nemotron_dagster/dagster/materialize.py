@@ -1,0 +1,37 @@
+"""Materialize assets in this process, as the CLI does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from nemotron_dagster.dagster.definitions import build_definitions, dagster_home
+from nemotron_dagster.project import Project
+
+
+def materialize(
+    project: Project, keys: Sequence[tuple[str, ...]], config: Mapping[str, Any], tags: Mapping[str, str]
+) -> bool:
+    """Materialize ``keys`` in one run on the project's instance, so that the UI shows it; whether it succeeded.
+
+    ``config`` maps an asset's op name to its op config.
+    """
+    os.environ["DAGSTER_HOME"] = str(dagster_home(project))
+    job = build_definitions(project).resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.get() as instance:
+        result = job.execute_in_process(
+            run_config={"ops": dict(config)},
+            instance=instance,
+            asset_selection=[dg.AssetKey(list(k)) for k in keys],
+            raise_on_error=False,
+            tags=dict(tags),
+        )
+    return result.success
+
+
+def op_name(key: Sequence[str]) -> str:
+    """The name that Dagster gives the op of an asset."""
+    return "__".join(key).replace("-", "_").replace("/", "__")

@@ -1,0 +1,368 @@
+"""One step run, from compiled spec to published artifact. Knows nothing of Dagster.
+
+    preflight  ->  submit (or adopt)  ->  watch  ->  validate, picture, publish
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nemotron_dagster import artifacts
+from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read, tally, write_json
+from nemotron_dagster.artifacts.store import Slot, publish, slot
+from nemotron_dagster.catalog import Step
+from nemotron_dagster.config.compile import JobSpec, bind_output
+from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
+from nemotron_dagster.jobs import payload_env
+from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, Target
+from nemotron_dagster.project import Project
+
+_POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
+_DATA_SUFFIX = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".yaml", ".txt")
+NOT_BUILT, BAD_INPUT = 9, 3  # exit codes of steps/_runtime/payload.py
+
+
+class Reporter(Protocol):
+    """Who watches the run: the CLI's live line, or Dagster's log."""
+
+    def note(self, text: str) -> None:
+        """A fact worth a line: adopted, inputs, where things lie."""
+
+    def log(self, data: bytes) -> None:
+        """A piece of the job's own output."""
+
+    def progress(self, step: int | None, total: int | None, metrics: Mapping[str, float]) -> None:
+        """The job's latest progress message."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run and where it belongs.
+
+    Attributes:
+        asset: asset key of the result.
+        identity: root run id: a retry of the run has the same one, a deliberate new run another.
+        inputs: port name -> upstream artifact.
+        artifact_root: where managed artifacts live.
+    """
+
+    spec: JobSpec
+    asset: tuple[str, ...]
+    identity: str
+    inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    artifact_root: Path = Path()
+    partition: str | None = None
+
+
+def job_key(request: Request) -> str:
+    """The digest that names the submission: (asset, partition, root run, compiled spec)."""
+    body = [list(request.asset), request.partition, request.identity, request.spec.digest]
+    return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:20]
+
+
+def run_step(
+    project: Project,
+    target: Target,
+    request: Request,
+    reporter: Reporter,
+    submitted: Callable[[JobHandle], None] = lambda handle: None,
+) -> ArtifactRef:
+    """Run one step and publish its artifact. ``submitted`` is told the job's handle before it is watched.
+
+    Raises:
+        PayloadNotBuilt, PreflightError, ArtifactError: refused; nothing was submitted.
+        JobFailed, Cancelled: the job ended badly; its log is kept, a resumable step continues next time.
+    """
+    spec = request.spec
+    handle, place = submit(project, target, request, reporter)
+    submitted(handle)
+    status = watch(target, handle, place, reporter)
+    if status.state is State.CANCELLED:
+        raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
+    if status.state is not State.SUCCEEDED:
+        raise _failure(spec.step, handle, place, status)
+    return publish_output(request, handle, place)
+
+
+def submit(project: Project, target: Target, request: Request, reporter: Reporter) -> tuple[JobHandle, Slot]:
+    """Check everything that can be checked before anything runs, then submit or adopt."""
+    spec, step, key = request.spec, request.spec.step, job_key(request)
+    if not step.ready:
+        raise PayloadNotBuilt(
+            f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
+            f"`nemotron steps show {step.id}` prints its contract."
+        )
+    _check_inputs(request)
+    place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
+    _check_hardware(target, spec)
+    python = _interpreter(project, spec, reporter)
+    with _claimed(request.artifact_root, place):
+        if (running := _running(target, place)) is not None:
+            reporter.note(f"adopting job {running.key}, which an earlier start of this very spec left running")
+            return running, slot(request.artifact_root, request.asset, spec.digest, running.key, spec.explicit_output)
+        if place.staging.exists() and not step.resumable:
+            shutil.rmtree(place.staging)
+        if place.output.is_dir() and any(place.output.iterdir()):
+            reporter.note("continuing from what an earlier, unfinished job of this spec left behind")
+        place.output.mkdir(parents=True, exist_ok=True)
+        config = bind_output(spec, step.produces[0], place.output)
+        directory = target.job_directory(key)
+        write_json(place.owner, JobHandle("", key, str(directory)).as_dict())
+        handle = target.submit(_submission(project, spec, key, python, directory, place, config))
+        write_json(place.owner, handle.as_dict())
+    return handle, place
+
+
+def watch(target: Target, handle: JobHandle, place: Slot, reporter: Reporter) -> Status:
+    """Stream the job's log and progress until it ends; its final status."""
+    offset = sent = 0
+    pause = _POLL[0]
+    while True:
+        status = target.statuses([handle])[handle.key]
+        while chunk := target.read_log(handle, offset):
+            offset += len(chunk)
+            reporter.log(chunk)
+            pause = _POLL[0]
+        sent = _progress(place, sent, reporter)
+        if status.state.final:
+            return status
+        time.sleep(pause)
+        pause = min(pause * 1.5, _POLL[1])
+
+
+def publish_output(request: Request, handle: JobHandle, place: Slot) -> ArtifactRef:
+    """Validate what the job wrote, draw it, and publish it.
+
+    Raises:
+        ArtifactError: the output is not a valid artifact; it stays in the staging directory for a look.
+    """
+    from nemotron_dagster.artifacts.describe import draw
+
+    spec, port = request.spec, request.spec.step.produces[0]
+    if not place.output.is_dir() and (place.final / "artifact.json").is_file():
+        return read(place.final)  # another process that adopted the same job has published it
+    inner = _real(place.output, port.path)
+    try:
+        facts = artifacts.validate(port.type, place.output / inner)
+    except ArtifactError as e:
+        raise ArtifactError(f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}") from e
+    messages = read_messages(place.messages)
+    for message in messages:
+        if message.get("type") == "result":
+            facts |= message.get("facts", {})
+    draw(port.type, place.output, inner, facts, messages)
+    files, content, size = tally(place.output)
+    manifest = Manifest(
+        type=port.type,
+        producer=spec.step.id,
+        asset=list(request.asset),
+        key=handle.key,
+        path=inner,
+        config=spec.config,
+        config_digest=spec.digest,
+        code_digest=code_digest(spec.step),
+        inputs=_lineage(request),
+        facts={k: v for k, v in facts.items() if k != "lengths"},
+        files=files,
+        content=content,
+        bytes=size,
+        created=now(),
+        job=handle.as_dict(),
+    )
+    return publish(place, manifest)
+
+
+def code_digest(step: Step) -> str:
+    """sha256 over the step's folder and the runtime that the payloads share."""
+    state = hashlib.sha256()
+    runtime = next((p / "_runtime" for p in step.directory.parents if (p / "_runtime").is_dir()), None)
+    for root in filter(None, (step.directory, runtime)):
+        for file in sorted(root.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                state.update(file.relative_to(root).as_posix().encode() + b"\0")
+                state.update(file.read_bytes())
+    return state.hexdigest()
+
+
+def read_messages(file: Path) -> list[dict[str, Any]]:
+    """The payload's messages so far; a line that is still being written is left out."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    messages = []
+    for line in lines:
+        try:
+            messages.append(json.loads(line))
+        except ValueError:
+            continue
+    return messages
+
+
+def _check_inputs(request: Request) -> None:
+    """Validate what the payload will read: external paths, and upstream artifacts asked to be another type."""
+    spec = request.spec
+    for port in spec.step.consumes:
+        external = spec.external.get(port.name)
+        if external is None:
+            ref = request.inputs.get(port.name)
+            if ref is not None and ref.type != port.type:
+                try:
+                    artifacts.validate(port.type, ref.path)
+                except ArtifactError as e:
+                    raise ArtifactError(f"{spec.step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}") from e
+            continue
+        path = Path(external).expanduser()
+        if "://" in external or (not path.exists() and _HUB_ID.fullmatch(external) and not external.endswith(_DATA_SUFFIX)):
+            continue  # a URL or a hub id: only the payload's library can tell
+        artifacts.validate(port.type, path)
+
+
+def _check_hardware(target: Target, spec: JobSpec) -> None:
+    needed, offered = gpus_per_node(spec), target.hardware()
+    if offered is not None and needed > offered.gpus_per_node:
+        raise PreflightError(
+            f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node and this target has {offered.gpus_per_node}. "
+            "Use -c tiny, a profile with GPUs (-r PROFILE), or run.env.gpus_per_node=N."
+        )
+
+
+def gpus_per_node(spec: JobSpec) -> int:
+    """GPUs per node: the config's or the profile's, else the runspec's."""
+    value = spec.environment.get("gpus_per_node")
+    if value is None and spec.step.runspec is not None:
+        value = spec.step.runspec.gpus_per_node
+    return int(value) if isinstance(value, int) else 1
+
+
+def _interpreter(project: Project, spec: JobSpec, reporter: Reporter) -> str:
+    named = spec.environment.get("python")
+    if named:
+        found = shutil.which(str(Path(named).expanduser()))
+        if not found:
+            raise PreflightError(f"{named}: no such interpreter. Mend `python` in the profile or drop it.")
+        return found
+    if spec.step.env == "engine":
+        return sys.executable
+    env = payload_env.find(project, spec.step.env)
+    return str(payload_env.build(env, reporter.note))
+
+
+def _submission(
+    project: Project, spec: JobSpec, key: str, python: str, directory: Path, place: Slot, config: dict[str, Any]
+) -> Submission:
+    import yaml
+
+    step, env = spec.step, spec.environment
+    assert step.runspec is not None
+    file = directory / "config.yaml"
+    processes = int(env.get("nproc_per_node") or env.get("nprocs_per_node") or gpus_per_node(spec) or 1)
+    command = [python]
+    if step.runspec.launch == "torchrun" and processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(step.script), "--config", str(file), *spec.passthrough]
+    startup = env.get("startup_commands") or []
+    if startup:
+        command = ["bash", "-c", " && ".join([*startup, "exec " + shlex.join(command)])]
+    roots = [str(p) for p in project.folders("steps")]
+    variables = {str(k): str(v) for k, v in (env.get("env_vars") or {}).items()}
+    return Submission(
+        key=key,
+        step=step.id,
+        argv=tuple(command),
+        env={
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "NEMOTRON_STEP_DIR": str(step.directory.resolve()),
+            "NEMOTRON_MESSAGES": str(place.messages),
+            **variables,
+        },
+        cwd=str(directory),
+        files={"config.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True)},
+    )
+
+
+@contextmanager
+def _claimed(root: Path, place: Slot) -> Iterator[None]:
+    """Only one process at a time decides who writes to a staging directory.
+
+    Raises:
+        PreflightError: the artifact root cannot be written.
+    """
+    try:
+        (root / ".locks").mkdir(parents=True, exist_ok=True)
+        with open(root / ".locks" / place.staging.name, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as e:
+        raise PreflightError(f"{e.filename or root}: cannot be written ({e.strerror}). Choose another artifact root.") from e
+
+
+def _running(target: Target, place: Slot) -> JobHandle | None:
+    """The job that is writing to this staging directory right now, if one is."""
+    try:
+        handle = JobHandle(**json.loads(place.owner.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    found = target.find(handle.key)
+    if found is None:
+        return None
+    return None if target.statuses([found])[found.key].state.final else found
+
+
+def _progress(place: Slot, seen: int, reporter: Reporter) -> int:
+    messages = read_messages(place.messages)
+    for message in messages[seen:]:
+        if message.get("type") == "progress":
+            reporter.progress(message.get("step"), message.get("total"), message.get("metrics") or {})
+    return len(messages)
+
+
+def _failure(step: Step, handle: JobHandle, place: Slot, status: Status) -> Exception:
+    """The error of a failed job: the payload's own words where it left some, else the end of its log."""
+    began = place.owner.stat().st_mtime - 1 if place.owner.exists() else 0.0
+    told = [m for m in read_messages(place.messages) if m.get("type") == "error" and m.get("time", 0) >= began]
+    log = Path(handle.directory, "log")
+    if told and status.exit_code in (BAD_INPUT, NOT_BUILT):
+        last = told[-1]
+        recovery = last.get("recovery") or next((e["recovery"] for e in step.errors if e.get("name") == last.get("name")), "")
+        kind = PayloadNotBuilt if status.exit_code == NOT_BUILT else JobFailed
+        return kind(f"{step.id}: {last.get('message')}\n{recovery}".strip() + f"\nLog: {log}")
+    tail = ""
+    if log.is_file():
+        tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-12:])
+    how = status.reason or f"exit code {status.exit_code}"
+    again = "Run it again to continue from its last checkpoint." if step.resumable else "Mend the cause and run it again."
+    return JobFailed(f"{step.id}: the job failed ({how}).\n{tail}\nLog: {log}. {again}")
+
+
+def _lineage(request: Request) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"port": n, "type": r.type, "uri": r.uri, "content": r.manifest.content, "asset": r.manifest.asset}
+        for n, r in request.inputs.items()
+        if n not in request.spec.external
+    ]
+    rows += [{"port": n, "external": True, "uri": uri} for n, uri in request.spec.external.items()]
+    return rows
+
+
+def _real(output: Path, path: str) -> str:
+    """``path`` below ``output`` with symlinks (LATEST) resolved, as a relative path."""
+    try:
+        return (output / path).resolve(strict=True).relative_to(output.resolve()).as_posix()
+    except (FileNotFoundError, ValueError):
+        return path
