@@ -54,10 +54,13 @@ class Pipeline:
 
 
 def catalog_pipeline(catalog: Catalog) -> Pipeline:
-    """One node per step, wired by the manifests' default producers; asset key = step id."""
+    """One node per step, wired by the manifests' default producers; asset key = step id.
+
+    An edge to a step that is broken or not there is left out, so that the others still load.
+    """
     nodes = {}
     for step in catalog.steps.values():
-        inputs = {p.name: p.source for p in step.consumes if p.source}
+        inputs = {p.name: p.source for p in step.consumes if p.source in catalog.steps}
         nodes[step.id] = Node(step.id, step, tuple(step.id.split("/")), inputs=inputs)
     return _checked(Pipeline(CATALOG, nodes, "One node per step of the catalog."), catalog, None)
 

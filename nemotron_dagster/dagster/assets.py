@@ -1,7 +1,6 @@
 """The one factory that makes assets: a pipeline's nodes become Dagster assets."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: Dagster reads the config class from the annotation itself.
 import functools
 import json
 import re
