@@ -1,0 +1,30 @@
+# /// script
+# [tool.runspec]
+# schema = "1"
+# name = "steps/byob/mcq"
+#
+# [tool.runspec.run]
+# launch = "python"
+#
+# [tool.runspec.config]
+# dir = "./config"
+# default = "default"
+# format = "yaml"
+#
+# [tool.runspec.resources]
+# nodes = 1
+# gpus_per_node = 0
+# ///
+"""Write a multiple-choice benchmark from source documents, or translate one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
+
+from _runtime import payload  # noqa: E402
+
+if __name__ == "__main__":
+    payload.not_built("byob/mcq")
