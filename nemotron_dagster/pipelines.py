@@ -1,14 +1,14 @@
 """Pipelines: YAML that names nodes (a step, its config, its inputs), and the built-in catalog pipeline.
 
-    name: teach_a_skill
-    description: ...
-    nodes:
-      curated:
-        step: curate/nemo_curator
-        config: tiny
-        inputs: {raw_jsonl: numerals}        # another node, or a path
-        overrides: {text_field: text}
-        profile: cluster_a
+name: teach_a_skill
+description: ...
+nodes:
+  curated:
+    step: curate/nemo_curator
+    config: tiny
+    inputs: {raw_jsonl: numerals}        # another node, or a path
+    overrides: {text_field: text}
+    profile: cluster_a
 """
 
 from __future__ import annotations
@@ -111,14 +111,17 @@ def _node(file: Path, pipeline: str, name: str, table: Any, catalog: Catalog, si
     for port, source in (table.get("inputs") or {}).items():
         if port not in ports:
             raise ConfigError(
-                f"{where}: {step.id} has no input {port!r}.{did_you_mean(port, ports)} Inputs: {', '.join(ports) or 'none'}."
+                f"{where}: {step.id} has no input {port!r}.{did_you_mean(port, ports)} "
+                f"Inputs: {', '.join(ports) or 'none'}."
             )
         if source in siblings:
             inputs[port] = source
         elif "/" in str(source) or "." in str(source):
             paths[port] = str(source) if "://" in str(source) else str((file.parent / str(source)).resolve())
         else:
-            raise ConfigError(f"{where}: input {port}: no node {source!r}.{did_you_mean(str(source), siblings)} A path has a /.")
+            raise ConfigError(
+                f"{where}: input {port}: no node {source!r}.{did_you_mean(str(source), siblings)} A path has a /."
+            )
     return Node(
         name=name,
         step=step,
@@ -147,7 +150,9 @@ def _checked(pipeline: Pipeline, catalog: Catalog, file: Path | None) -> Pipelin
     if problems:
         raise ConfigError("\n".join(prefix + p for p in problems))
     try:
-        order = list(graphlib.TopologicalSorter({n.name: n.inputs.values() for n in pipeline.nodes.values()}).static_order())
+        order = list(
+            graphlib.TopologicalSorter({n.name: n.inputs.values() for n in pipeline.nodes.values()}).static_order()
+        )
     except graphlib.CycleError as e:
         raise ConfigError(f"{prefix}nodes feed each other in a circle: {' -> '.join(e.args[1])}. Cut one input.") from e
     nodes = {name: pipeline.nodes[name] for name in order}
@@ -169,5 +174,6 @@ def _known(file: Path, where: str, table: Mapping[str, Any], known: set[str]) ->
     for key in table:
         if key not in known:
             raise ConfigError(
-                f"{file}: unknown key {key!r} in {where}.{did_you_mean(str(key), known)} Keys: {', '.join(sorted(known))}."
+                f"{file}: unknown key {key!r} in {where}.{did_you_mean(str(key), known)} "
+                f"Keys: {', '.join(sorted(known))}."
             )

@@ -65,7 +65,7 @@ def gpu_count() -> int:
     if not shutil.which("nvidia-smi"):
         return 0
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+        listed = subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
@@ -95,7 +95,9 @@ class LocalTarget:
                     {"step": job.step, "argv": job.argv, "env": dict(job.env), "cwd": job.cwd, "time": time.time()},
                 )
             except OSError as e:
-                raise PreflightError(f"{directory}: cannot be written ({e.strerror}). Free space or set NEMOTRON_HOME.") from e
+                raise PreflightError(
+                    f"{directory}: cannot be written ({e.strerror}). Free space or set NEMOTRON_HOME."
+                ) from e
         handle = JobHandle("local", job.key, str(directory))
         if self._status(handle).state is State.PENDING:
             self._start(directory)

@@ -38,7 +38,9 @@ def validate(path: Path) -> dict[str, Any]:
             parameters += n
             dtypes[dtype] = dtypes.get(dtype, 0) + n
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise ArtifactError(f"{path}: has no tokenizer ({', '.join(_TOKENIZER_FILES[:2])} …). Save it beside the model.")
+        raise ArtifactError(
+            f"{path}: has no tokenizer ({', '.join(_TOKENIZER_FILES[:2])} …). Save it beside the model."
+        )
     return {
         "parameters": parameters,
         "dtypes": dtypes,

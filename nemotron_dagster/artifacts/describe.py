@@ -13,7 +13,9 @@ from nemotron_dagster.artifacts.manifest import ArtifactRef
 REPORT = "report"
 
 
-def draw(type_name: str, output: Path, inner: str, facts: dict[str, Any], messages: Sequence[Mapping[str, Any]]) -> None:
+def draw(
+    type_name: str, output: Path, inner: str, facts: dict[str, Any], messages: Sequence[Mapping[str, Any]]
+) -> None:
     """Write the artifact's pictures and its metrics below ``output/report`` and list the pictures in ``facts``."""
     report = output / REPORT
     drawn: list[str] = []
@@ -40,7 +42,12 @@ def training_curve(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     rows: dict[int, dict[str, Any]] = {}
     for m in messages:
         step, metrics = m.get("step"), m.get("metrics")
-        if m.get("type") == "progress" and isinstance(step, int) and metrics and ("loss" in metrics or "val_loss" in metrics):
+        if (
+            m.get("type") == "progress"
+            and isinstance(step, int)
+            and metrics
+            and ("loss" in metrics or "val_loss" in metrics)
+        ):
             rows.setdefault(step, {"step": step}).update(metrics)
     return [rows[k] for k in sorted(rows)]
 
@@ -78,7 +85,11 @@ def samples(facts: Mapping[str, Any], limit: int = 3) -> str:
     """A few rows as a Markdown code block, long ones cut."""
     rows = facts.get("samples") or []
     shown = [json.dumps(r, ensure_ascii=False) for r in rows[:limit]]
-    return "```json\n" + "\n".join(s[:300] + ("…" if len(s) > 300 else "") for s in shown).replace("```", "'''") + "\n```" if shown else ""
+    return (
+        "```json\n" + "\n".join(s[:300] + ("…" if len(s) > 300 else "") for s in shown).replace("```", "'''") + "\n```"
+        if shown
+        else ""
+    )
 
 
 def _number(value: Any) -> str:

@@ -53,7 +53,7 @@ def _lines(file: Path) -> Iterator[bytes]:
         import zstandard
 
         with open(file, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-            yield from io.BufferedReader(stream)  # type: ignore[arg-type]
+            yield from io.BufferedReader(stream)
     else:
         with open(file, "rb", buffering=1 << 20) as f:
             yield from f
@@ -68,7 +68,8 @@ def validate(path: Path | str, chat: bool) -> dict[str, Any]:
     Raises:
         ArtifactError: naming file and line of each bad row, up to 20, and how many more.
     """
-    rows, problems, wrong = 0, [], 0
+    rows = wrong = 0
+    problems: list[str] = []
     roles: Counter[str] = Counter()
     samples: list[Any] = []
     lengths: list[int] = []

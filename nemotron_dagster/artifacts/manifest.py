@@ -84,7 +84,9 @@ def tally(directory: Path) -> tuple[dict[str, list[Any]], str, int]:
         names += [Path(folder, n) for n in (*files, *links)]
     paths = sorted(p for p in names if p.relative_to(directory).as_posix() != FILE)
     with ThreadPoolExecutor() as pool:
-        table = {p.relative_to(directory).as_posix(): row for p, row in zip(paths, pool.map(digest, paths), strict=True)}
+        table = {
+            p.relative_to(directory).as_posix(): row for p, row in zip(paths, pool.map(digest, paths), strict=True)
+        }
     content = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
     return table, content, sum(row[0] for row in table.values())
 

@@ -69,7 +69,12 @@ def scores(facts: Mapping[str, Any], file: Path) -> str:
             axes.bar(i + offset, top, width, color=colour, yerr=entry.get("stderr") or 0, capsize=3, ecolor=_INK)
             error = float(entry.get("stderr") or 0)
             axes.annotate(
-                _label(top), (i + offset, top + error), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points"
+                _label(top),
+                (i + offset, top + error),
+                ha="center",
+                va="bottom",
+                xytext=(0, 2),
+                textcoords="offset points",
             )
         if isinstance(s.get("chance"), int | float):
             axes.hlines(s["chance"], i - 0.45, i + 0.45, colors="#c0392b", linestyles=":", linewidth=1.3)

@@ -38,8 +38,10 @@ class Catalog:
         tails = [i for i in self.steps if i.split("/")[-1] == name]
         if len(tails) == 1:
             return self.steps[tails[0]]
-        hint = f"\nDid you mean: {', '.join(tails)}?" if tails else did_you_mean(name, self.steps).replace(
-            " Did you mean ", "\nDid you mean: "
+        hint = (
+            f"\nDid you mean: {', '.join(tails)}?"
+            if tails
+            else did_you_mean(name, self.steps).replace(" Did you mean ", "\nDid you mean: ")
         )
         raise UsageError(f"Unknown step id: {name}{hint}\nRun `nemotron steps list` to see all available steps.")
 

@@ -42,7 +42,7 @@ def load_step(directory: Path, root: Path) -> Step:
     return Step(
         id=step_id,
         name=str(step.get("name", directory.name.replace("_", " ").title())),
-        category=str(step.get("category", step_id.split("/")[0])),
+        category=str(step.get("category", step_id.split("/", maxsplit=1)[0])),
         description=str(step.get("description", step.get("summary", ""))).strip(),
         directory=directory,
         tags=tuple(step.get("tags", ())),

@@ -65,7 +65,9 @@ def show(step_id: str, as_json: bool) -> None:
     """Show one step: what it consumes and produces, its parameters, configs, strategies and errors."""
     step = _catalog().find(step_id)
     if as_json:
-        click.echo(json.dumps({**as_data(step), "runspec": runspec_data(step), **more_data(step)}, indent=2, default=str))
+        click.echo(
+            json.dumps({**as_data(step), "runspec": runspec_data(step), **more_data(step)}, indent=2, default=str)
+        )
         return
     from nemotron_dagster.cli.render import print_step
 
@@ -199,5 +201,3 @@ def _print_tree(steps: list[Step]) -> None:
             branches[s.category] = tree.add(f"{s.category} — {_TITLES.get(s.category, s.category.title())}")
         branches[s.category].add(f"{s.id}  {s.summary}")
     Console().print(tree)
-
-

@@ -132,7 +132,7 @@ def bind_output(spec: JobSpec, port: Port, directory: Path) -> dict[str, Any]:
     """The config that reaches the payload, with ``port``'s output directory filled in."""
     train = json.loads(json.dumps(spec.train))
     if port.bind:
-        set_key(train, port.bind, str(directory))
+        set_key(train, port.bind, f"{directory}{port.suffix}")
     return dict(train)
 
 
@@ -230,7 +230,7 @@ def _run_section(
     from omegaconf import OmegaConf
 
     own = OmegaConf.to_container(loaded["run"]) if "run" in loaded else {}
-    run: dict[str, Any] = own if isinstance(own, dict) else {}
+    run = {str(k): v for k, v in own.items()} if isinstance(own, dict) else {}
     env = dict(run.get("env") or {})
     merged = {**env, **settings}
     if "env_vars" in env or "env_vars" in settings:

@@ -91,13 +91,17 @@ def check_keys(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping[str,
                 prefix = ".".join(parts[:i])
                 siblings = [f"{prefix}.{k}" if prefix else str(k) for k in node] if isinstance(node, Mapping) else []
                 hint = did_you_mean(".".join(parts[: i + 1]), siblings) or (
-                    f" Known keys{f' of {prefix}' if prefix else ''}: {', '.join(sorted(siblings))}." if siblings else ""
+                    f" Known keys{f' of {prefix}' if prefix else ''}: {', '.join(sorted(siblings))}."
+                    if siblings
+                    else ""
                 )
                 raise ConfigError(f"unknown config key {key!r} for {step.id}.{hint} --allow-unknown lets it through.")
             node = node[part]
         else:
             if isinstance(node, Mapping) and node and value is not None and not isinstance(value, Mapping):
-                raise ConfigError(f"{key}={value}: {key} is a section ({', '.join(node)}), not a value. Name a key in it.")
+                raise ConfigError(
+                    f"{key}={value}: {key} is a section ({', '.join(node)}), not a value. Name a key in it."
+                )
 
 
 def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:

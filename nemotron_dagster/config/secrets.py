@@ -1,4 +1,7 @@
-"""Which names hold secrets. By word, not by substring: ``HF_TOKEN`` is one, ``tokenizer`` and ``max_new_tokens`` are not."""
+"""Which names hold secrets. By word, not by substring.
+
+``HF_TOKEN`` is one; ``tokenizer`` and ``max_new_tokens`` are not.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
 from nemotron_dagster.project import Project
 
 
-class EnvProfile(dg.ConfigurableResource):
+class EnvProfile(dg.ConfigurableResource[None]):
     """The profile of env.toml that runs use unless their op config or the tag ``nemotron/profile`` names one."""
 
     name: str | None = None
@@ -45,7 +45,7 @@ class StepConfig(dg.Config):
 @functools.cache
 def step_config(configs: tuple[str, ...], default: str) -> type[StepConfig]:
     """The config class of a step: its named configs as an enum, so that the Launchpad offers them."""
-    kind = Literal[configs] if configs else str  # type: ignore[valid-type]
+    kind: Any = Literal[configs] if configs else str
     return pydantic.create_model("StepConfig", __base__=StepConfig, config=(kind, pydantic.Field(default=default)))
 
 

@@ -18,11 +18,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from nemotron_dagster.errors import PreflightError, UsageError, did_you_mean
 from nemotron_dagster.project import Project
 
 _DONE = ".complete"
+#: Exits 1 in an environment whose PyTorch was built against CUDA libraries that are packages of their own.
+_NEEDS_CUDA = """
+import importlib.metadata as m, sys
+sys.exit("+cpu" not in m.version("torch") and any(r.startswith(("nvidia", "cuda")) for r in m.requires("torch") or []))
+"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ def families(project: Project) -> dict[str, PayloadEnv]:
         for lock in sorted((folder / "_runtime" / "envs").glob("*.txt")):
             family = lock.name.split(".")[0]
             if family not in found:
-                locks = tuple(p for p in (lock.with_name(f"{family}.torch.txt"), lock.with_name(f"{family}.txt")) if p.is_file())
+                locks = tuple(
+                    p for p in (lock.with_name(f"{family}.torch.txt"), lock.with_name(f"{family}.txt")) if p.is_file()
+                )
                 found[family] = PayloadEnv(family, locks, _home() / f"{family}-{_digest(locks)}")
     return found
 
@@ -95,19 +103,23 @@ def build(env: PayloadEnv, say: Callable[[str], None]) -> Path:
                 if lock.name.endswith(".torch.txt"):
                     _install_torch(pip, lock, out, log, env, say)
                 else:
-                    _run([*pip, "--no-deps", "--require-hashes", "--ignore-requires-python", "-r", str(lock)], out, log, env)
+                    _run(
+                        [*pip, "--no-deps", "--require-hashes", "--ignore-requires-python", "-r", str(lock)],
+                        out,
+                        log,
+                        env,
+                    )
         (env.directory / _DONE).write_text(env.digest, encoding="utf-8")
         say(f"the {env.family} environment is ready")
     return env.python
 
 
 def _install_torch(
-    pip: list[str], lock: Path, out: object, log: Path, env: PayloadEnv, say: Callable[[str], None]
+    pip: list[str], lock: Path, out: BinaryIO, log: Path, env: PayloadEnv, say: Callable[[str], None]
 ) -> None:
     """Without its dependencies where the build needs none (CPU, macOS); the CUDA build gets its libraries."""
     _run([*pip, "--no-deps", "--require-hashes", "-r", str(lock)], out, log, env)
-    probe = "import importlib.metadata as m, sys; sys.exit(any('nvidia' in r for r in m.requires('torch') or []) and '+cpu' not in m.version('torch'))"
-    if subprocess.run([str(env.python), "-c", probe]).returncode:
+    if subprocess.run([str(env.python), "-c", _NEEDS_CUDA], check=False).returncode:
         say("this PyTorch is a CUDA build: installing its libraries (several GB)")
         _run([*pip, _requirement(lock)], out, log, env)
 
@@ -120,8 +132,8 @@ def _pins(lock: Path) -> int:
     return sum("==" in line and not line.lstrip().startswith("#") for line in lock.read_text("utf-8").splitlines())
 
 
-def _run(argv: list[str], out: object, log: Path, env: PayloadEnv) -> None:
-    process = subprocess.run(argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)  # type: ignore[call-overload]
+def _run(argv: list[str], out: BinaryIO, log: Path, env: PayloadEnv) -> None:
+    process = subprocess.run(argv, check=False, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     if process.returncode:
         tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-8:])
         raise PreflightError(

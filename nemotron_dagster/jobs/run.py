@@ -1,6 +1,6 @@
 """One step run, from compiled spec to published artifact. Knows nothing of Dagster.
 
-    preflight  ->  submit (or adopt)  ->  watch  ->  validate, picture, publish
+preflight  ->  submit (or adopt)  ->  watch  ->  validate, picture, publish
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     try:
         facts = artifacts.validate(port.type, place.output / inner)
     except ArtifactError as e:
-        raise ArtifactError(f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}") from e
+        raise ArtifactError(
+            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}"
+        ) from e
     messages = read_messages(place.messages)
     for message in messages:
         if message.get("type") == "result":
@@ -224,10 +226,14 @@ def _check_inputs(request: Request) -> None:
                 try:
                     artifacts.validate(port.type, ref.path)
                 except ArtifactError as e:
-                    raise ArtifactError(f"{spec.step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}") from e
+                    raise ArtifactError(
+                        f"{spec.step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}"
+                    ) from e
             continue
         path = Path(external).expanduser()
-        if "://" in external or (not path.exists() and _HUB_ID.fullmatch(external) and not external.endswith(_DATA_SUFFIX)):
+        if "://" in external or (
+            not path.exists() and _HUB_ID.fullmatch(external) and not external.endswith(_DATA_SUFFIX)
+        ):
             continue  # a URL or a hub id: only the payload's library can tell
         artifacts.validate(port.type, path)
 
@@ -236,7 +242,7 @@ def _check_hardware(target: Target, spec: JobSpec) -> None:
     needed, offered = gpus_per_node(spec), target.hardware()
     if offered is not None and needed > offered.gpus_per_node:
         raise PreflightError(
-            f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node and this target has {offered.gpus_per_node}. "
+            f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node; this target has {offered.gpus_per_node}. "
             "Use -c tiny, a profile with GPUs (-r PROFILE), or run.env.gpus_per_node=N."
         )
 
@@ -309,7 +315,9 @@ def _claimed(root: Path, place: Slot) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as e:
-        raise PreflightError(f"{e.filename or root}: cannot be written ({e.strerror}). Choose another artifact root.") from e
+        raise PreflightError(
+            f"{e.filename or root}: cannot be written ({e.strerror}). Choose another artifact root."
+        ) from e
 
 
 def _running(target: Target, place: Slot) -> JobHandle | None:
@@ -339,14 +347,18 @@ def _failure(step: Step, handle: JobHandle, place: Slot, status: Status) -> Exce
     log = Path(handle.directory, "log")
     if told and status.exit_code in (BAD_INPUT, NOT_BUILT):
         last = told[-1]
-        recovery = last.get("recovery") or next((e["recovery"] for e in step.errors if e.get("name") == last.get("name")), "")
+        recovery = last.get("recovery") or next(
+            (e["recovery"] for e in step.errors if e.get("name") == last.get("name")), ""
+        )
         kind = PayloadNotBuilt if status.exit_code == NOT_BUILT else JobFailed
         return kind(f"{step.id}: {last.get('message')}\n{recovery}".strip() + f"\nLog: {log}")
     tail = ""
     if log.is_file():
         tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-12:])
     how = status.reason or f"exit code {status.exit_code}"
-    again = "Run it again to continue from its last checkpoint." if step.resumable else "Mend the cause and run it again."
+    again = (
+        "Run it again to continue from its last checkpoint." if step.resumable else "Mend the cause and run it again."
+    )
     return JobFailed(f"{step.id}: the job failed ({how}).\n{tail}\nLog: {log}. {again}")
 
 

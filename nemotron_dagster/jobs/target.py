@@ -148,7 +148,5 @@ def make_target(project: Project, profile: str | None, settings: Mapping[str, An
         key = ".".join(map(str, problem["loc"]))
         known = list(module.Settings.model_fields)
         hint = did_you_mean(key, known) if problem["type"] == "extra_forbidden" else ""
-        raise ProfileError(
-            f"{where}: {key}: {problem['msg']}.{hint} Keys of {executor}: {', '.join(known)}."
-        ) from e
+        raise ProfileError(f"{where}: {key}: {problem['msg']}.{hint} Keys of {executor}: {', '.join(known)}.") from e
     return module.make_target(parsed, project.state)  # type: ignore[no-any-return]
