@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, compile_job
 from nemotron_dagster.config.overrides import split_tokens
@@ -25,6 +26,8 @@ def compiled(
     """Compile as the asset will, so that a mistake is told before Dagster is even imported."""
     project = find_project()
     split = split_tokens(tokens)
+    root = artifact_root(project)
+    upstream = {p.name: latest(root, p.source.split("/")) for p in step.consumes if p.source}
     return compile_job(
         step,
         config,
@@ -33,7 +36,7 @@ def compiled(
         mode="run" if profile else "local",
         environment=load_environment(project.root),
         passthrough=split.passthrough,
-        inputs={p.name: f"<{p.source}>" for p in step.consumes if p.source} if not step.ready else None,
+        inputs={name: str(ref.path) for name, ref in upstream.items() if ref is not None},
         allow_unknown=allow_unknown,
     )
 
@@ -110,8 +113,6 @@ def materialize_and_tell(
 def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
     """Print where an asset's artifact lies and its headline figures."""
     from nemotron_dagster.artifacts import describe
-    from nemotron_dagster.artifacts.store import latest
-    from nemotron_dagster.dagster.definitions import artifact_root
 
     ref = latest(artifact_root(project), key)
     if ref is None:
