@@ -13,7 +13,7 @@ import click
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, compile_job
-from nemotron_dagster.config.overrides import split_tokens
+from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt
@@ -65,7 +65,7 @@ def run_step(
     compiled(step, config, profile, tokens, allow_unknown)
     named = config is None or config in step.configs
     settings: dict[str, Any] = {
-        "overrides": dict(t.partition("=")[::2] for t in split.dotlist),
+        "overrides": dict(parse_dotlist(split.dotlist)),
         "passthrough": list(split.passthrough),
         "allow_unknown": allow_unknown,
     }
