@@ -40,10 +40,10 @@ def run(cfg: dict[str, Any], recipe: str) -> None:
     cfg["checkpoint"]["checkpoint_dir"] = str(output)
     _check_settings(cfg)
     _go_offline(cfg)
-    scratch = bool(cfg["model"].get("pretrained_model_name_or_path") == "tiny_llama")
+    count = _use_data(cfg, output)
+    scratch = cfg["model"].get("pretrained_model_name_or_path") == "tiny_llama"
     model = _base_model(cfg, output)
     trust = bool(cfg["model"].get("trust_remote_code", False))
-    count = _use_data(cfg, output)
     _check_template(cfg, model, trust)
 
     on_cpu = cpu.enable()
@@ -108,9 +108,9 @@ def _go_offline(cfg: dict[str, Any]) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model, data = cfg["model"].get("pretrained_model_name_or_path"), cfg["dataset"].get("path_or_dataset_id")
-    if hf_checkpoint.is_local(str(model)) or model == "tiny_llama":
-        if not (isinstance(data, str) and chat_data.is_hub_id(data)):
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    model_here = model == "tiny_llama" or hf_checkpoint.is_local(str(model))
+    if model_here and not (isinstance(data, str) and chat_data.is_hub_id(data)):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _base_model(cfg: dict[str, Any], output: Path) -> str:

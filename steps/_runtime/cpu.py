@@ -82,7 +82,14 @@ def refuse_large(model: str, trust_remote_code: bool = False) -> int | None:
     try:
         with torch.device("meta"):
             count = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
-    except Exception as e:  # remote code may do anything; the weights are still checked when they load
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        OSError,
+    ) as e:  # remote code may do anything
         print(f"{model}: parameters not counted ({type(e).__name__}: {e})", file=sys.stderr)
         return None
     if count > MAX_PARAMETERS:
