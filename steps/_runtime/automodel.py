@@ -48,7 +48,7 @@ def run(cfg: dict[str, Any], recipe: str) -> None:
 
     on_cpu = cpu.enable()
     if on_cpu:
-        cpu.refuse_large(model, trust)
+        cpu.choose_threads(cpu.refuse_large(model, trust))
         _section(cfg, "dist_env")["backend"] = "gloo"
     cls = automodel_state.reporting(_recipe_class(recipe), on_cpu)
     from nemo_automodel.components.config.loader import ConfigNode

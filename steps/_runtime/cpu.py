@@ -7,6 +7,7 @@ and only those, are replaced here. Where CUDA exists nothing is touched.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from _runtime.payload import PayloadError
 
 WRITTEN_FOR = "0.7.0"
 MAX_PARAMETERS = 300_000_000
+ONE_THREAD_PARAMETERS = 2_000_000
 
 # Modules that call apply_model_infrastructure(device=<CUDA device number>) through their own global name.
 PLACERS = ("nemo_automodel._transformers.auto_model", "nemo_automodel.recipes.llm.train_ft")
@@ -100,6 +102,17 @@ def refuse_large(model: str, trust_remote_code: bool = False) -> int | None:
             "Run it with a profile whose target has GPUs, or take the `tiny` config to try the step out.",
         )
     return int(count)
+
+
+def choose_threads(parameters: int | None) -> None:
+    """One thread for a toy model, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    Its matrices are too small to share: threads that wait for each other burn a busy machine's time.
+    """
+    import torch
+
+    if parameters is not None and parameters <= ONE_THREAD_PARAMETERS and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def peak_memory_mib() -> float:

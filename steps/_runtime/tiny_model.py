@@ -84,7 +84,7 @@ def build_tokenizer(vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
 def build_model(
     seed: int = 0,
     hidden_size: int = 128,
-    layers: int = 3,
+    layers: int = 2,
     heads: int = 4,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> LlamaForCausalLM:

@@ -121,15 +121,6 @@ print(json.dumps([tokenizer.decode(answer, skip_special_tokens=True), bool(answe
     assert stopped and answer and set(answer) <= set("MDCLXVI")
 
 
-def test_rerun_of_a_finished_run_adds_nothing(whole: Run, tmp_path: Path) -> None:
-    again = Run(tmp_path / "again")
-    shutil.copytree(whole.out, again.out, symlinks=True)
-    shutil.rmtree(again.out / "base")
-    again.finish()
-    assert again.facts()["steps"] == 40 and again.losses() == whole.losses()
-    assert not [m for m in again.messages("progress") if "loss" in m["metrics"]]
-
-
 def test_lora_artifact_equals_base_plus_adapter(tmp_path: Path) -> None:
     run = Run(tmp_path, {"peft": "lora", "step_scheduler.max_steps": 8}).finish()
     facts = run.facts()
@@ -202,6 +193,15 @@ def test_sigterm_saves_and_says_that_it_is_not_done(tmp_path: Path) -> None:
     assert 5 <= run.facts()["resumed_from"] < 40 and run.facts()["steps"] == 40
 
 
+def test_rerun_of_a_finished_run_adds_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"step_scheduler.max_steps": 3}).finish()
+    before = run.losses()
+    shutil.rmtree(run.out / "base")
+    run.finish()
+    assert run.facts()["steps"] == 3 and run.losses() == before and run.artifact.is_dir()
+    assert not run.messages("progress")
+
+
 def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path, {"optimizer.lr": 1e30, "step_scheduler.ckpt_every_steps": 1})
     assert run.start().wait(timeout=300) == BAD_INPUT
@@ -210,9 +210,9 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path: Pa
     assert list(run.out.glob("epoch_*_step_*/model")) and not list(run.out.glob("epoch_*/.incomplete"))
 
 
-def test_other_peft_than_the_checkpoints_is_refused(whole: Run, tmp_path: Path) -> None:
-    run = Run(tmp_path, {"peft": "lora"})
-    shutil.copytree(whole.out, run.out, symlinks=True)
+def test_other_peft_than_the_checkpoints_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path, {"step_scheduler.max_steps": 1}).finish()
+    run = Run(tmp_path, {"step_scheduler.max_steps": 2, "peft": "lora"})
     assert run.start().wait(timeout=300) == BAD_INPUT
     assert run.messages("error")[0]["name"] == "checkpoint_mismatch"
 
@@ -325,7 +325,7 @@ except payload.PayloadError as e:
 
 
 def test_bundled_tokenizer_is_what_the_code_makes(tmp_path: Path) -> None:
-    python("import sys; from _runtime import tiny_model; tiny_model.save(sys.argv[1]); print()", tmp_path)
+    python("import sys; from _runtime import tiny_model; tiny_model.save(sys.argv[1]); print('made')", tmp_path)
     for file in (STEPS / "_runtime" / "tiny_llama").iterdir():
         assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
 
