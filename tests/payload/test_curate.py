@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +102,35 @@ def test_both_executors_write_the_same_bytes(curate: Any, tmp_path: Path, roman_
         written[executor] = report, {p.name: p.read_bytes() for p in curate.out.glob("shard_*")}
     assert len(written["ray"][1]) > 1
     assert written["in_process"] == written["ray"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_leaves_no_ray_behind(tmp_path: Path, data_python: str, how: signal.Signals) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({**_tiny(tmp_path / "out"), "executor": "ray"}))
+    command = [data_python, str(STEP / "step.py"), "--config", str(tmp_path / "config.yaml")]
+    with subprocess.Popen(command, env={**os.environ, "NEMOTRON_TEST_MARK": str(tmp_path)}) as run:
+        _wait(lambda: len(_marked(tmp_path)) > 5, "Ray did not start")
+        run.send_signal(how)
+        run.wait(30)
+    _wait(lambda: not _marked(tmp_path), "Ray's daemons are still there")
+    assert not (tmp_path / "out").exists()
+
+
+def _marked(mark: Path) -> list[str]:
+    """Command lines of the living processes that inherited the mark."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"NEMOTRON_TEST_MARK={mark}\0".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text())
+    return found
+
+
+def _wait(done: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
 
 
 def test_rows_pass_unchanged_where_nothing_annotates(curate: Any) -> None:
