@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from nemo_curator.tasks import DocumentBatch
@@ -56,11 +58,11 @@ def rows_per_band(fuzzy: Fuzzy) -> int:
     return 1
 
 
-def _drop(batches: list[DocumentBatch], column: str, first: object) -> list[Row]:
+def _drop(batches: list[DocumentBatch], column: str, first: Callable[[bytes], bool]) -> list[Row]:
     dropped: list[Row] = []
     for batch in batches:
         data: pd.DataFrame = batch.to_pandas()
-        keep = np.array([first(value) for value in data[column]], dtype=bool)  # type: ignore[operator]
+        keep = np.array([first(value) for value in data[column]], dtype=np.bool_)
         dropped += [(batch._metadata["unit"], int(line)) for line in data["line"][~keep]]
         batch.data = data[keep].drop(columns=column)
     return dropped

@@ -41,10 +41,7 @@ def run(
         PayloadError: the first bad row, by file and line; too few CPUs for Ray.
     """
     tasks = [UnitTask(dataset_name="rows", data=unit) for unit in units]
-    if executor == "in_process":
-        batches = _in_process(stages, tasks, seen)
-    else:
-        batches = _ray(stages, tasks, options, seen)
+    batches = _in_process(stages, tasks, seen) if executor == "in_process" else _ray(stages, tasks, options, seen)
     batches.sort(key=lambda batch: batch._metadata["unit"])
     for batch in batches:
         _raise_if_bad(batch)
@@ -99,8 +96,10 @@ def _ray(
             return done
 
     actors = sum(bool(stage.ray_stage_spec().get("is_actor_stage")) for stage in stages)
-    with local_ray(_cpus(options, actors + 1), options.ray.get("object_store_memory")):
-        return Streaming().execute(stages, tasks)
+    sizes = {key: options.ray.get(key) for key in ("num_gpus", "object_store_memory")}
+    with local_ray(num_cpus=_cpus(options, actors + 1), **sizes):
+        done: list[DocumentBatch] = Streaming().execute(stages, tasks)
+    return done
 
 
 def _cpus(options: Options, needed: int) -> int:

@@ -93,7 +93,8 @@ def domain_stages(options: Options) -> list[ProcessingStage]:
         recovery = "Run this step in the NeMo Curator container (a profile with its image), or set domains to []."
         raise PayloadError("missing_domain_model", f"domains needs the package {e.name!r}", recovery) from None
     if not torch.cuda.is_available():
-        raise PayloadError("missing_domain_model", "domains needs a GPU, and none is visible here", "Set domains to [].")
+        message = "domains needs a GPU, and none is visible here"
+        raise PayloadError("missing_domain_model", message, "Run on a machine with one, or set domains to [].")
     classifier = MultilingualDomainClassifier(cache_dir=options.hf_cache_dir, text_field="text", label_field="domain")
     wanted = set(options.domains)
     keep = stages.CountedFilter(_Among(wanted), filter_field="domain", label="domains")

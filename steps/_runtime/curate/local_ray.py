@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+OBJECT_STORE_BYTES = 256 << 20
+
 
 def prepare_environment() -> None:
     """Set what NeMo Curator and Ray read when they are imported. Call it before either is."""
@@ -34,11 +36,11 @@ def prepare_environment() -> None:
 
 
 @contextlib.contextmanager
-def local_ray(num_cpus: int, object_store_memory: int | None = None) -> Iterator[None]:
+def local_ray(num_cpus: int, num_gpus: int | None, object_store_memory: int | None) -> Iterator[None]:
     """Start Ray here and stop it at the end. Its daemons die with this process even if that is killed."""
     import ray
 
-    session = tempfile.mkdtemp(prefix="ray-")  # short: Ray puts sockets below it
+    session = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray puts sockets below it: the path must be short
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     _adopt_orphans()
     keeper = subprocess.Popen(
@@ -51,10 +53,11 @@ def local_ray(num_cpus: int, object_store_memory: int | None = None) -> Iterator
         ray.init(
             address="local",
             num_cpus=num_cpus,
+            num_gpus=num_gpus,  # None: those that Ray finds
             include_dashboard=False,
-            object_store_memory=object_store_memory or 256 << 20,
+            object_store_memory=object_store_memory or OBJECT_STORE_BYTES,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _temp_dir=session,
         )
         _quiet()
@@ -95,8 +98,8 @@ def _children() -> set[int]:
 
 def _end(left: Callable[[], set[int]]) -> None:
     """Wait for the children that Ray leaves behind; end those that do not end by themselves."""
-    for sig in (None, signal.SIGTERM, signal.SIGKILL):
-        for pid in left() if sig else ():
+    for sig in (0, signal.SIGTERM, signal.SIGKILL):  # 0 only asks
+        for pid in left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sig)
         deadline = time.monotonic() + 2

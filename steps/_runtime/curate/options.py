@@ -10,13 +10,13 @@ from typing import Any
 from _runtime.payload import PayloadError
 
 TOP_KEYS = (
-    "input_glob output_dir text_field dataset language_codes domains quality_filters models ray "
-    "heuristics dedup executor rows_per_shard"
-).split()
+    *("input_glob", "output_dir", "text_field", "dataset", "language_codes", "domains", "quality_filters"),
+    *("models", "ray", "heuristics", "dedup", "executor", "rows_per_shard"),
+)
 SECTIONS: dict[str, tuple[str, ...]] = {
     "quality_filters": ("min_langid_score", "min_words", "max_words"),
     "models": ("fasttext_langid", "hf_cache_dir"),
-    "ray": ("num_cpus", "object_store_memory"),
+    "ray": ("num_cpus", "num_gpus", "object_store_memory"),
     "dedup": ("exact", "fuzzy"),
 }
 FUZZY_KEYS = ("threshold", "num_perm", "ngram", "seed")

@@ -19,7 +19,7 @@ REPORT = "curation.json"
 PARTIAL = ".partial"
 
 
-def annotations(batch: DocumentBatch) -> list[dict[str, Any]]:
+def notes_of(batch: DocumentBatch) -> list[dict[str, Any]]:
     """Per kept row what the filters found out about it; empty where none ran that annotates."""
     data = batch.to_pandas()
     columns: dict[str, list[Any]] = {}
@@ -34,8 +34,8 @@ def kept_lines(units: list[Unit], batches: list[DocumentBatch]) -> Iterator[byte
     """The kept rows as JSON lines: byte for byte as they were read, unless there is something to add."""
     for unit, batch in zip(units, batches, strict=True):
         numbers = [int(n) for n in batch.to_pandas()["line"]]
-        notes = annotations(batch)
-        wanted = dict(zip(numbers, notes, strict=True)) if notes else dict.fromkeys(numbers, {})
+        notes = notes_of(batch) or [{} for _ in numbers]
+        wanted = dict(zip(numbers, notes, strict=True))
         if not wanted:
             continue
         for number, line in lines(unit):

@@ -1,4 +1,4 @@
-"""Curation from configuration to shards and report."""
+"""Curation from options to shards and report."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from nemo_curator.tasks import DocumentBatch
 
 from _runtime import payload
 from _runtime.curate import dedup, executors, filters, output, rows
-from _runtime.curate.options import Options, read_options
+from _runtime.curate.options import Options
 from _runtime.curate.stages import EXAMPLES
 
 
-def curate(cfg: dict[str, Any]) -> None:
+def curate(options: Options) -> None:
     """Read, filter, deduplicate and write; nothing is written before all rows were read and checked."""
-    options = read_options(cfg)
     stages = filters.build(options)
     if options.dataset:
         _download(options.dataset)
@@ -88,7 +87,7 @@ def _deduplicate(options: Options, batches: list[DocumentBatch], units: list[row
 def _nothing_left(rows_in: int, removed: list[dict[str, Any]]) -> payload.PayloadError:
     most = max(removed, key=lambda f: f["removed"])
     counts = ", ".join(f"{f['name']} {f['removed']}" for f in removed if f["removed"])
-    example = f"; for instance {most['examples'][0]['row']}: {most['examples'][0]['text']!r}" if most["examples"] else ""
+    example = "".join(f"; for instance {e['row']}: {e['text']!r}" for e in most["examples"][:1])
     return payload.PayloadError(
         "empty_or_tiny_output",
         f"no row of {rows_in} is left; {most['name']} removed most ({counts}){example}",

@@ -186,13 +186,12 @@ def text_of(row: dict[str, Any], text_field: str, path: str, number: int) -> str
     elif isinstance(row.get("messages"), list):
         text = "\n".join(_contents(row["messages"], f"{path}:{number}"))
     else:
-        has = f"{text_field} is a JSON {_kind(value)}" if text_field in row else f"has no {text_field!r}"
-        raise PayloadError(
-            "input_without_text",
-            f"{path}:{number}: the row's {has}, and there are no messages" if text_field in row
-            else f"{path}:{number}: the row {has} and no messages; its keys: {', '.join(map(str, row)) or 'none'}",
-            "Set text_field to the key that holds the text.",
-        )
+        if text_field in row:
+            what = f"the row's {text_field} is a JSON {_kind(value)}, and there are no messages"
+        else:
+            what = f"the row has no {text_field!r} and no messages; its keys: {', '.join(row) or 'none'}"
+        recovery = "Set text_field to the key that holds the text."
+        raise PayloadError("input_without_text", f"{path}:{number}: {what}", recovery)
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate, which the filters' C code refuses

@@ -27,13 +27,15 @@ sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runti
 
 from _runtime import payload  # noqa: E402
 from _runtime.curate.local_ray import prepare_environment  # noqa: E402
+from _runtime.curate.options import read_options  # noqa: E402
 
 
 def main(cfg: dict[str, Any]) -> None:
+    options = read_options(cfg)  # first: a misspelt key is told at once
     prepare_environment()
     from _runtime.curate.pipeline import curate  # imports Curator and Ray, which read the environment
 
-    curate(cfg)
+    curate(options)
 
 
 if __name__ == "__main__":

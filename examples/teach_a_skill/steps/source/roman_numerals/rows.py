@@ -14,7 +14,7 @@ PHRASINGS = (
     "Please write {n} in Roman numerals.",
 )
 FOREIGN = (
-    ("Wie schreibt man die Zahl {n} mit römischen Ziffern?", "Die Zahl {n} schreibt man mit römischen Ziffern als {r}."),
+    ("Wie schreibt man die Zahl {n} mit römischen Ziffern?", "Die Zahl {n} schreibt man als {r}."),
     ("Comment écrit-on le nombre {n} en chiffres romains ?", "Le nombre {n} s'écrit {r} en chiffres romains."),
     ("¿Cómo se escribe el número {n} en números romanos?", "El número {n} se escribe {r} en números romanos."),
 )
@@ -57,7 +57,9 @@ def generate(
     if limit is not None and limit < len(asked):
         asked = draw.sample(asked, limit)
     # Rows are ordered by a random key. A duplicate's is above its original's, so that the original comes first.
-    placed = [(draw.random(), n, PHRASINGS[k].format(n=n), roman(n), k, None) for n, k in asked]
+    placed: list[tuple[float, int, str, str, int, str | None]] = [
+        (draw.random(), n, PHRASINGS[k].format(n=n), roman(n), k, None) for n, k in asked
+    ]
     clean = list(placed)
     for kind in NOISE:
         for _ in range(round(noise.get(kind, 0.0) * len(clean))):
@@ -65,9 +67,9 @@ def generate(
             key, n, question, answer, _k, _ = draw.choice(clean)
             key = draw.uniform(key, 1.0) if kind == "duplicates" else draw.random()
             placed.append((key, n, *_spoil(kind, n, question, answer, draw), serial, kind))
-    for _, n, question, answer, k, kind in sorted(placed, key=lambda row: (row[0], row[1], row[4])):
+    for _, n, question, answer, k, dirt in sorted(placed, key=lambda row: (row[0], row[1], row[4])):
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        yield {"id": f"roman-{n}-{k}", "messages": messages}, kind
+        yield {"id": f"roman-{n}-{k}", "messages": messages}, dirt
 
 
 def _spoil(kind: str, n: int, question: str, answer: str, draw: random.Random) -> tuple[str, str]:
