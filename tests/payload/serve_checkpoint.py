@@ -42,17 +42,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             else:
                 self.answer(404, {"error": {"message": self.path}})
 
-    def generate(self, ids: list[int], count: int) -> str:
-        made = self.model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
-        return self.tokenizer.decode(made[0][len(ids) :], skip_special_tokens=True)
+    def generate(self, ids: list[int], body: dict[str, Any]) -> str:
+        made = self.model.generate(torch.tensor([ids]), max_new_tokens=body["max_tokens"], do_sample=False)
+        text = self.tokenizer.decode(made[0][len(ids) :], skip_special_tokens=True)
+        for stop in body.get("stop") or []:
+            text = text.split(stop)[0]
+        return text
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
-        content = self.generate(self.tokenizer(text, add_special_tokens=False).input_ids, body["max_tokens"])
+        content = self.generate(self.tokenizer(text, add_special_tokens=False).input_ids, body)
         return {"choices": [{"index": 0, "message": {"role": "assistant", "content": content}}]}
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        texts = [self.generate(ids, body["max_tokens"]) for ids in self.prompts(body)]
+        texts = [self.generate(ids, body) for ids in self.prompts(body)]
         return {"choices": [{"index": i, "text": text} for i, text in enumerate(texts)]}
 
     def score(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _wait(invocation: str) -> None:
 
 def launcher_config(cfg: dict[str, Any], output: Path) -> dict[str, Any]:
     """The config as the Launcher takes it: without our keys, and with variables where newer versions want them."""
-    made = json.loads(json.dumps({k: v for k, v in cfg.items() if k not in STEP_KEYS}))
+    made: dict[str, Any] = json.loads(json.dumps({k: v for k, v in cfg.items() if k not in STEP_KEYS}))
     target = made.get("target") or {}
     for ours in ("checkpoint", "adapter", "untrained"):
         target.pop(ours, None)

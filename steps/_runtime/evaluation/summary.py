@@ -30,9 +30,8 @@ def build(
         for task, row in results["results"].items()
         for score in _scores(task, row, results, samples.get(task, []))
     ]
-    for score in scores if baseline else ():
-        assert baseline
-        score |= baseline.compared(score, samples.get(score["task"], []))
+    if baseline:
+        scores = [score | baseline.compared(score, samples.get(score["task"], [])) for score in scores]
     return {
         "version": 1,
         "model": _model(settings, results),
@@ -107,7 +106,7 @@ def _scores(
             raise PayloadError(
                 "nan_score",
                 f"{task}: {metric} is {value}.",
-                "The model gives no finite probabilities: check that its training did not diverge, or use dtype=float32.",
+                "The model gives no finite probabilities: check that training did not diverge, or use dtype=float32.",
             )
         stderr = row.get(f"{metric}_stderr,{filtered}")
         made.append(
