@@ -184,6 +184,52 @@ def test_task_data_lie_beside_the_task_file_whatever_the_working_directory(tmp_p
     assert made.score("roman_numerals_choice")["n"] == 250
 
 
+ADAPTER = """
+import sys
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(sys.argv[2])
+"""
+OWN = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: rows.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_own_group_of_tasks_scores_a_checkpoint_with_an_adapter(tmp_path: Path, checkpoint: Path) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    rows = [
+        {"question": "5?", "choices": ["V", "X", "L"], "answer": 0},
+        {"question": "1?", "choices": ["I", "M"], "answer": 0},
+    ]
+    (tasks / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for name in ("one", "two"):
+        (tasks / f"{name}.yaml").write_text(OWN.format(name=name))
+    group = "group: both\ntask: [one, two]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (tasks / "both.yaml").write_text(group)
+    env = environment(tmp_path, HF_HUB_OFFLINE="1")
+    subprocess.run([payload_python("eval"), "-c", ADAPTER, checkpoint, tmp_path / "lora"], check=True, env=env)
+    targets = {"target__checkpoint": str(checkpoint), "target__adapter": str(tmp_path / "lora")}
+    made = run(tmp_path / "run", config(tasks=["both"], tasks_dir=str(tasks), **targets))
+    assert made.code == 0, made.printed
+    assert {s["task"]: (s["n"], s["group"]) for s in made.summary["scores"]} == {
+        "one": (2, False),
+        "two": (2, False),
+        "both": (4, True),
+    }
+    assert made.score("one")["chance"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert made.summary["model"]["name"] == "checkpoint+lora" and made.summary["model"]["adapter"]
+
+
 def test_limit_counts_samples(tmp_path: Path, checkpoint: Path) -> None:
     made = run(tmp_path, config(target__checkpoint=str(checkpoint), tasks=["roman_numerals"], limit=7, batch_size=3))
     assert made.code == 0, made.printed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,30 +139,22 @@ def test_weights_that_lack_a_layer_are_not_scored_with_random_numbers(tmp_path: 
 
 
 def test_model_that_diverged(tmp_path: Path, broken: Path) -> None:
-    _fill_with_nan(broken / "model.safetensors")
-    made = run(
-        tmp_path / "run", config(target__checkpoint=str(broken), tasks_dir=str(_perplexity(tmp_path)), tasks=["p"])
-    )
-    refused(made, "nan_score", "p: word_perplexity is nan")
+    _fill_weights(broken / "model.safetensors", b"\x00\x00\xc0\x7f")  # float32 NaN
+    made = run(tmp_path / "run", config(target__checkpoint=str(broken), limit=2))
+    refused(made, "nan_score", str(broken), "not finite")
 
 
-def _fill_with_nan(weights: Path) -> None:
+def test_weights_that_overflow(tmp_path: Path, broken: Path) -> None:
+    _fill_weights(broken / "model.safetensors", struct.pack("<f", 1e19))  # finite, its square times 128 is not
+    made = run(tmp_path / "run", config(target__checkpoint=str(broken), limit=2))
+    refused(made, "nan_score", "roman_numerals_choice", "not a number")
+
+
+def _fill_weights(weights: Path, number: bytes) -> None:
     data = bytearray(weights.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
-    data[start:] = b"\x00\x00\xc0\x7f" * ((len(data) - start) // 4)  # float32 NaN
+    data[start:] = number * ((len(data) - start) // 4)
     weights.write_bytes(data)
-
-
-def _perplexity(folder: Path) -> Path:
-    tasks = folder / "tasks"
-    tasks.mkdir()
-    (tasks / "text.jsonl").write_text('{"text": "MCMLXXXIX is 1989"}\n')
-    (tasks / "p.yaml").write_text(
-        "task: p\ndataset_path: json\ndataset_kwargs: {data_files: {test: text.jsonl}}\ntest_split: test\n"
-        "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
-        "metric_list: [{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}]\n"
-    )
-    return tasks
 
 
 def test_no_chat_template(tmp_path: Path, broken: Path) -> None:

@@ -41,6 +41,7 @@ def build(settings: Settings, work: Path) -> tuple[Any, str, dict[str, Any]]:
             f"{folder}: {len(missing)} weights are missing or of the wrong shape, among them {missing[0]}.",
             "The weights do not belong to this config.json, or some shards are missing; scores would mean nothing.",
         )
+    _refuse_nan(model.model, folder)
     if settings.apply_chat_template and not model.tokenizer.chat_template:
         raise PayloadError(
             "no_chat_template",
@@ -48,6 +49,19 @@ def build(settings: Settings, work: Path) -> tuple[Any, str, dict[str, Any]]:
             "Set apply_chat_template=false for a base model.",
         )
     return model, "hf", arguments
+
+
+def _refuse_nan(model: Any, folder: Path) -> None:
+    """A diverged model still writes text and picks answers; its scores look like poor ones."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and not torch.isfinite(weight).all():
+            raise PayloadError(
+                "nan_score",
+                f"{folder}: {name} holds numbers that are not finite.",
+                "Training diverged: take an earlier checkpoint, or train again with a lower learning rate.",
+            )
 
 
 class _LoadReport(logging.Handler):
