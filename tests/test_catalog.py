@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPO, ROWS, ROWS_TOML, add_step
+from helpers import REPO, ROWS, ROWS_TOML, add_step
 
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.errors import ConfigError, UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO
+from helpers import REPO
 
 from nemotron_dagster.catalog import Catalog, Step, load_catalog
 from nemotron_dagster.config.compile import bind_output, compile_job

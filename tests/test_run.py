@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -142,7 +143,8 @@ def test_killing_the_job_fails_the_run_and_the_next_one_resumes(
     reported = json.loads((artifact / "artifact.json").read_text())["reported"]
     assert reported["first"] >= 3
     assert len((artifact / "rows.jsonl").read_text().splitlines()) == 40
-    steps = [json.loads(r)["step"] for r in (artifact / "report/metrics.jsonl").read_text().splitlines()]
+    with open(artifact / "report/metrics.csv", newline="") as table:
+        steps = [int(row["step"]) for row in csv.DictReader(table)]
     assert steps == list(range(1, 41)), "the curve has every step once, over both jobs"
 
 

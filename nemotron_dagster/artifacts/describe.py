@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,11 @@ def draw(
     curve = training_curve(messages)
     if curve:
         report.mkdir(exist_ok=True)
-        (report / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve), encoding="utf-8")
+        columns = list(dict.fromkeys(key for row in curve for key in row))
+        with open(report / "metrics.csv", "w", newline="", encoding="utf-8") as out:
+            rows = csv.DictWriter(out, columns)
+            rows.writeheader()
+            rows.writerows(curve)
         if len([row for row in curve if "loss" in row]) > 1:
             drawn.append(pictures.loss_curve(curve, report / "loss.png"))
     if type_name == "eval_results":

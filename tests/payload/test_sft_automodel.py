@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from .python import STEPS, payload_python
+from interpreters import STEPS, payload_python
 
 STEP = STEPS / "sft" / "automodel"
 TINY = STEP / "config" / "tiny.yaml"

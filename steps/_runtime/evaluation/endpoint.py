@@ -48,7 +48,7 @@ def probe_logprobs(endpoint: Endpoint, redactor: Redactor) -> None:
 def _post(endpoint: Endpoint, body: dict[str, Any], redactor: Redactor) -> Any:
     request = urllib.request.Request(endpoint.url, json.dumps(body).encode(), headers(endpoint), method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=endpoint.request_timeout) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=endpoint.request_timeout) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as e:
         raise _refused(endpoint, e.code, redactor.text(e.read(2000).decode("utf-8", "replace"))[:300]) from None

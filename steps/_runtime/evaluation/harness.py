@@ -125,7 +125,9 @@ def _check_tasks(settings: Settings, tasks: list[Any], redactor: Redactor) -> No
     """What can only be known once the tasks are loaded, and must be known before the model runs."""
     for task in tasks:
         if not len(task.eval_docs):
-            raise PayloadError("no_samples", f"{task.task_name}: its data hold no samples.", "Fill the task's data file.")
+            raise PayloadError(
+                "no_samples", f"{task.task_name}: its data hold no samples.", "Fill the task's data file."
+            )
         used = {getattr(f, "__name__", "") for f in task.aggregation().values()}
         if used & NEEDS_SKLEARN and importlib.util.find_spec("sklearn") is None:
             raise PayloadError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,6 @@ from typing import Any
 from _runtime.evaluation.endpoint import headers
 from _runtime.evaluation.settings import TOKENIZER, Endpoint, Settings
 from _runtime.payload import PayloadError
-
-UNTRAINED = "untrained tiny model"
 
 
 def build(settings: Settings, work: Path) -> tuple[Any, str, dict[str, Any]]:
@@ -24,15 +24,24 @@ def build(settings: Settings, work: Path) -> tuple[Any, str, dict[str, Any]]:
     arguments = {"pretrained": str(folder), "dtype": settings.dtype}
     if settings.adapter:
         arguments["peft"] = str(settings.adapter)
+    report = _LoadReport()
     try:
         model = get_model("hf")(**arguments, batch_size=settings.batch_size, device=settings.device)
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        # transformers raises any of these for files that do not fit together
+    except ModuleNotFoundError:
+        raise
+    except Exception as e:  # transformers, safetensors and tokenizers each raise their own for files that do not fit
         raise PayloadError(
             "bad_hf_checkpoint",
             f"{settings.adapter or folder}: cannot be loaded: {e}",
             "The directory is incomplete, damaged, or of an architecture that this transformers does not know.",
         ) from e
+    if missing := report.missing():
+        raise PayloadError(
+            "bad_hf_checkpoint",
+            f"{folder}: {len(missing)} weights are missing or of the wrong shape, among them {missing[0]}.",
+            "The weights do not belong to this config.json, or some shards are missing; scores would mean nothing.",
+        )
+    _refuse_nan(model.model, folder)
     if settings.apply_chat_template and not model.tokenizer.chat_template:
         raise PayloadError(
             "no_chat_template",
@@ -40,6 +49,35 @@ def build(settings: Settings, work: Path) -> tuple[Any, str, dict[str, Any]]:
             "Set apply_chat_template=false for a base model.",
         )
     return model, "hf", arguments
+
+
+def _refuse_nan(model: Any, folder: Path) -> None:
+    """A diverged model still writes text and picks answers; its scores look like poor ones."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and not torch.isfinite(weight).all():
+            raise PayloadError(
+                "nan_score",
+                f"{folder}: {name} holds numbers that are not finite.",
+                "Training diverged: take an earlier checkpoint, or train again with a lower learning rate.",
+            )
+
+
+class _LoadReport(logging.Handler):
+    """Keeps what transformers logs while it loads: it fills missing weights with random numbers and only says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._text = ""
+        logging.getLogger("transformers").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._text += record.getMessage() + "\n"
+
+    def missing(self) -> list[str]:
+        logging.getLogger("transformers").removeHandler(self)
+        return re.findall(r"^(\S+) *\| *(?:MISSING|MISMATCH)", self._text, re.MULTILINE)
 
 
 def _endpoint_arguments(endpoint: Endpoint, batch_size: int | str) -> tuple[str, dict[str, Any]]:

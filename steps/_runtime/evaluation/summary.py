@@ -30,9 +30,11 @@ def build(
         for task, row in results["results"].items()
         for score in _scores(task, row, results, samples.get(task, []))
     ]
-    for score in scores if baseline else ():
-        assert baseline
-        score |= baseline.compared(score, samples.get(score["task"], []))
+    for task, rows in samples.items():
+        if any(_is_nan(answer) for row in rows for answer in row["filtered_resps"]):
+            raise _nan(task, "a log-probability")
+    if baseline:
+        scores = [score | baseline.compared(score, samples.get(score["task"], [])) for score in scores]
     return {
         "version": 1,
         "model": _model(settings, results),
@@ -85,7 +87,10 @@ def _model(settings: Settings, results: dict[str, Any]) -> dict[str, Any]:
     if settings.endpoint:
         made |= {"name": settings.endpoint.model_id, "endpoint": settings.endpoint.url}
     elif settings.checkpoint:
-        made |= {"name": settings.checkpoint.name, "checkpoint": str(settings.checkpoint)}
+        made |= {
+            "name": "+".join(p.name for p in (settings.checkpoint, settings.adapter) if p),
+            "checkpoint": str(settings.checkpoint),
+        }
     else:
         made |= {
             "name": "untrained tiny model",
@@ -104,11 +109,7 @@ def _scores(
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         if not math.isfinite(value):
-            raise PayloadError(
-                "nan_score",
-                f"{task}: {metric} is {value}.",
-                "The model gives no finite probabilities: check that its training did not diverge, or use dtype=float32.",
-            )
+            raise _nan(task, metric)
         stderr = row.get(f"{metric}_stderr,{filtered}")
         made.append(
             {
@@ -124,6 +125,19 @@ def _scores(
             }
         )
     return made
+
+
+def _is_nan(answer: Any) -> bool:
+    number = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
+    return isinstance(number, float) and math.isnan(number)
+
+
+def _nan(task: str, what: str) -> PayloadError:
+    return PayloadError(
+        "nan_score",
+        f"{task}: {what} is not a number.",
+        "The model gives no finite probabilities: check that training did not diverge, or use dtype=float32.",
+    )
 
 
 def _samples(task: str, results: dict[str, Any]) -> int:

@@ -73,7 +73,9 @@ def scan(folder: Path | None) -> dict[str, TaskFile]:
     if folder is None:
         return {}
     if not folder.is_dir():
-        raise PayloadError("unknown_task", f"tasks_dir: {folder}: no such directory.", "Fix tasks_dir or set it to null.")
+        raise PayloadError(
+            "unknown_task", f"tasks_dir: {folder}: no such directory.", "Fix tasks_dir or set it to null."
+        )
     found: dict[str, TaskFile] = {}
     for path in sorted(folder.rglob("*.yaml")):
         config = _load(path, ())
@@ -115,7 +117,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise PayloadError("bad_task_data", f"{path}: includes itself.", "Break the circle of includes.")
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
+        config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise PayloadError("bad_task_data", f"{path}: {e}", "Mend the task file or take it out of tasks_dir.") from e
     if not isinstance(config, dict):

@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
-from _runtime import payload  # noqa: E402
-from _runtime.evaluation import settings  # noqa: E402
+from _runtime import payload
+from _runtime.evaluation import settings
 
 
 def main(cfg: dict[str, Any]) -> None:

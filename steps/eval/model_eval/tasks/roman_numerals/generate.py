@@ -60,7 +60,8 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
 
 
-def main(folder: Path = Path(__file__).resolve().parent) -> None:
+def main() -> None:
+    folder = Path(__file__).resolve().parent
     rng = random.Random(SEED)
     numbers = held_out()
     answers = [i % OPTIONS for i in range(len(numbers))]  # every position is right equally often
