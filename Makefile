@@ -4,8 +4,10 @@ SHELL := /bin/sh
 .PHONY: help python demo test lint lock clean
 
 # The first of these that runs and is of a version that the locks are tried on; or say make PYTHON=...
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+endif
 BIN := .venv/bin
 EXAMPLE := examples/teach_a_skill
 WORKERS ?= 2
@@ -18,7 +20,7 @@ help:
 
 python:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	echo "Error: this needs Python 3.11, 3.12 or 3.13 ($$(python3 --version 2>&1) found). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	echo "Error: this needs Python 3.11, 3.12 or 3.13 ($(or $(PYTHON),python3): $$($(or $(PYTHON),python3) --version 2>/dev/null || echo not found)). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 
 demo: python
 	@$(PYTHON) tools/venv.py
