@@ -68,7 +68,7 @@ def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
             out[name] = dg.MetadataValue.int(value)
         else:
             out[name] = dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
-    if text := describe.table(facts):
+    if text := describe.table(facts, m.reported):
         out["table"] = dg.MetadataValue.md(text)
     for picture in facts.get("pictures", []):
         data = base64.b64encode((Path(ref.uri) / picture).read_bytes()).decode()

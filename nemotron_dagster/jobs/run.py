@@ -163,10 +163,11 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
             f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}"
         ) from e
     messages = read_messages(place.messages)
+    reported: dict[str, Any] = {}
     for message in messages:
         if message.get("type") == "result":
-            facts |= message.get("facts", {})
-    draw(port.type, place.output, inner, facts, messages)
+            reported |= message.get("facts", {})
+    facts["pictures"] = draw(port.type, place.output, facts, reported, messages)
     files, content, size = tally(place.output)
     manifest = Manifest(
         type=port.type,
@@ -179,6 +180,7 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
         code_digest=code_digest(spec.step),
         inputs=_lineage(request),
         facts={k: v for k, v in facts.items() if k != "lengths"},
+        reported=reported,
         files=files,
         content=content,
         bytes=size,
