@@ -95,7 +95,7 @@ def materialize_and_tell(
             project,
             [key for _, key in nodes],
             {op_name(k): {"config": dict(v)} for k, v in settings.items()},
-            {"nemotron/launched_by": "cli"},
+            {},
             pipeline,
         )
     for _, error in shown.errors:
