@@ -42,7 +42,7 @@ def run(ctx: click.Context, name: str, folder: Path | None) -> None:
         known = ", ".join(pipelines) or "none; a project keeps them in pipelines/*.yaml"
         raise UsageError(f"no pipeline {name!r} here.{did_you_mean(name, pipelines)} Known: {known}.")
     nodes = [(n.name, n.key) for n in pipelines[name].nodes.values()]
-    sys.exit(materialize_and_tell(project, nodes, {}, bool((ctx.obj or {}).get("verbose"))))
+    sys.exit(materialize_and_tell(project, nodes, {}, bool((ctx.obj or {}).get("verbose")), name))
 
 
 def _pipelines(folder: Path | None = None) -> dict[str, Pipeline]:

@@ -84,6 +84,7 @@ def materialize_and_tell(
     nodes: Iterable[tuple[str, tuple[str, ...]]],
     settings: Mapping[tuple[str, ...], Mapping[str, Any]],
     verbose: bool,
+    pipeline: str | None = None,
 ) -> int:
     """Materialize the assets with their progress on the terminal, then say where everything lies; the exit code."""
     from nemotron_dagster.cli.screen import screen
@@ -97,7 +98,8 @@ def materialize_and_tell(
             project,
             [key for _, key in nodes],
             {op_name(k): {"config": dict(v)} for k, v in settings.items()},
-            {"nemotron/launched_by": "cli"},
+            {},
+            pipeline,
         )
     for _, error in shown.errors:
         click.echo(f"Error: {error}", err=True)

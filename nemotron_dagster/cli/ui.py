@@ -3,24 +3,103 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from contextlib import suppress
+from types import FrameType
 
 import click
 
+from nemotron_dagster.errors import JobFailed, UsageError
 from nemotron_dagster.project import find_project
+
+_HOST = "127.0.0.1"
+_START_LIMIT = 120.0  # seconds until the webserver must answer
+_GRACE = 15.0  # seconds that Dagster's processes have to stop before they are killed
 
 
 @click.command("ui", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-p", "--port", type=int, default=3000, show_default=True, help="Port on 127.0.0.1.")
-def cli(port: int) -> None:
-    """Start Dagster's webserver and daemon on loopback for this project; Ctrl-C stops them."""
+@click.option("-p", "--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port on 127.0.0.1.")
+@click.pass_context
+def cli(ctx: click.Context, port: int) -> None:
+    """Start Dagster's webserver and daemon on loopback for this project; Ctrl-C stops them.
+
+    Jobs that a run has started outlive them.
+    """
+    _refuse_taken(port)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    dagster = _start(port, verbose=bool((ctx.obj or {}).get("verbose")))
+    try:
+        _wait_until_it_answers(dagster, port)
+        click.echo(f"Dagster UI: http://{_HOST}:{port}  (Ctrl-C stops it)")
+        sys.stdout.flush()
+        dagster.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        _stop(dagster)
+    raise JobFailed(f"Dagster ended by itself (exit code {dagster.returncode}). `nemotron -v ui` shows its log.")
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the webserver does: TIME_WAIT is no owner
+        try:
+            probe.bind((_HOST, port))
+        except OSError as e:
+            raise UsageError(
+                f"port {port} on {_HOST} cannot be used ({e.strerror}). Choose another: nemotron ui -p {port + 1}"
+            ) from e
+
+
+def _start(port: int, verbose: bool) -> subprocess.Popen[bytes]:
+    """``dagster dev`` in a process group of its own, so that stopping it reaches whatever it started."""
     from nemotron_dagster.dagster.definitions import dagster_home
 
     project = find_project()
-    os.environ["DAGSTER_HOME"] = str(dagster_home(project))
+    environment = os.environ | {
+        "DAGSTER_HOME": str(dagster_home(project)),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+    }
     if project.root:
-        os.environ["NEMOTRON_PROJECT"] = str(project.root)
-    click.echo(f"http://127.0.0.1:{port}  (Ctrl-C stops)")
-    sys.stdout.flush()
-    arguments = ["-m", "nemotron_dagster.definitions", "-h", "127.0.0.1", "-p", str(port), "--log-level", "warning"]
-    os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *arguments])
+        environment["NEMOTRON_PROJECT"] = str(project.root)
+    level = "info" if verbose else "warning"
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dagster", "dev", "-m", "nemotron_dagster.definitions"),
+            *("-h", _HOST, "-p", str(port), "--log-level", level, "--code-server-log-level", level),
+        ],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _wait_until_it_answers(dagster: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _START_LIMIT
+    while dagster.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection((_HOST, port), timeout=1):
+            return
+        time.sleep(0.2)
+    raise JobFailed("Dagster did not start. `nemotron -v ui` shows its log.")
+
+
+def _stop(dagster: subprocess.Popen[bytes]) -> None:
+    """Ask all its processes to stop, then kill what is left."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(ProcessLookupError):
+        dagster.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        dagster.wait(_GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(dagster.pid, signal.SIGKILL)
+    dagster.wait()
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import dagster as dg
 import pydantic
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import compile_job
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
+from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecutionInterruptedError
 from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
@@ -24,6 +24,8 @@ from nemotron_dagster.jobs.run import Request, code_digest, run_step
 from nemotron_dagster.jobs.target import JobHandle, make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
 from nemotron_dagster.project import Project
+
+_JOB_TAG = f"{HIDDEN_TAG_PREFIX}nemotron/job/"  # the UI leaves it out: nobody reads a handle there
 
 
 class EnvProfile(dg.ConfigurableResource[None]):
@@ -68,7 +70,7 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.A
             for port, source in node.inputs.items()
         },
         group_name=step.category if pipeline.name == CATALOG else re.sub(r"\W", "_", pipeline.name),
-        kinds={step.category, step.id.split("/")[-1]},
+        kinds=_kinds(step),
         description=_page(step, node),
         tags={"nemotron/step": step.id.replace("/", "."), "nemotron/payload": "ready" if step.ready else "planned"},
         metadata={
@@ -141,8 +143,8 @@ def _materialize(
 
     def record(handle: JobHandle) -> None:
         submitted.append(handle)
-        tag = {f"nemotron/job/{context.asset_key.path[-1]}": json.dumps(handle.as_dict())}
-        context.instance.add_run_tags(context.run.run_id, tag)
+        context.log.info(f"job {handle.key} on {handle.target}: {handle.directory}")
+        context.instance.add_run_tags(context.run.run_id, {_JOB_TAG + node.name: json.dumps(handle.as_dict())})
 
     tags = context.run.tags
     retried = "dagster/is_resume_retry" in tags or "dagster/retry_number" in tags
@@ -163,12 +165,18 @@ def _materialize(
         raise
 
 
+def _kinds(step: Step) -> set[str]:
+    """What the UI shows beside the name: category, backend (``rl/nemo_rl/dpo``: nemo_rl), and whether it can run."""
+    return {step.category, step.id.split("/")[1 if step.id.count("/") else 0], *([] if step.ready else ["planned"])}
+
+
 def _page(step: Step, node: Node) -> str:
-    """The asset's description in the UI: what it is, and the step's README."""
+    """The asset's description in the UI: what it is, and the step's README below it, its headings made smaller."""
     parts = [node.description or step.description]
     if not step.ready:
         parts.append("**The payload of this step is not built yet: running it is refused.**")
     readme = step.directory / "README.md"
     if readme.is_file():
-        parts.append(readme.read_text(encoding="utf-8"))
+        text = readme.read_text(encoding="utf-8")
+        parts.append(re.sub(r"(?m)^#(?=#+ )", "###", re.sub(r"\A# .*\n+(Status: .*\n+)?", "", text)))
     return "\n\n".join(parts)

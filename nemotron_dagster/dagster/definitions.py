@@ -30,12 +30,14 @@ def build_definitions(project: Project) -> dg.Definitions:
     assets = [a for p in pipelines for a in pipeline_assets(project, p, root)]
     jobs = [
         dg.define_asset_job(
-            p.name, selection=dg.AssetSelection.assets(*(dg.AssetKey(list(n.key)) for n in p.nodes.values()))
+            p.name,
+            selection=dg.AssetSelection.assets(*(dg.AssetKey(list(n.key)) for n in p.nodes.values())),
+            description=p.description or None,
         )
         for p in pipelines
         if p.name != CATALOG
     ]
-    managers = {t: ArtifactIOManager(type=t, root=str(root)) for t in catalog.types.parents}
+    managers = {t: ArtifactIOManager(t, root) for t in catalog.types.parents}
     return dg.Definitions(
         assets=assets,
         jobs=jobs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,30 @@ from nemotron_dagster.errors import ArtifactError, NemotronError
 from nemotron_dagster.project import find_project
 
 
-class ArtifactIOManager(dg.ConfigurableIOManager):
+@dataclass(frozen=True)
+class ArtifactIOManager(dg.IOManager):
     """Stores which artifact of ``type`` an asset's current one is, and loads it for consumers.
 
-    ``load_input`` returns None where the asset was never materialized: whether that matters is the step's to say.
+    Not a ``ConfigurableIOManager``: its fields would be in every Launchpad, and a root of one run's own would part it
+    from its inputs. ``load_input`` returns None where the asset was never materialized: whether that matters is the
+    step's to say.
     """
 
     type: str
-    root: str
+    root: Path
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         if not isinstance(obj, ArtifactRef) or not _types().accepts(self.type, obj.type):
             got = obj.type if isinstance(obj, ArtifactRef) else type(obj).__name__
             raise failure(ArtifactError(f"{context.asset_key.to_user_string()}: expected a {self.type}, got {got}."))
         partition = context.partition_key if context.has_partition_key else None
-        set_latest(Path(self.root), context.asset_key.path, partition, obj)
+        set_latest(self.root, context.asset_key.path, partition, obj)
         context.add_output_metadata(metadata(obj))
 
     def load_input(self, context: dg.InputContext) -> ArtifactRef | None:
         partition = context.partition_key if context.has_partition_key else None
         try:
-            ref = latest(Path(self.root), context.asset_key.path, partition)
+            ref = latest(self.root, context.asset_key.path, partition)
             wanted = (context.definition_metadata or {}).get("accepts", self.type)
             if ref is not None and not _types().accepts(wanted, ref.type):
                 raise ArtifactError(
@@ -54,14 +58,9 @@ def failure(error: NemotronError) -> dg.Failure:
 
 
 def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
-    """What the asset's page shows: where it is, its figures, pictures, samples and provenance."""
+    """What the asset's page shows, in this order: figures, pictures, samples, then where everything lies."""
     m, facts = ref.manifest, ref.manifest.facts
-    out: dict[str, dg.MetadataValue[Any]] = {
-        "dagster/uri": dg.MetadataValue.text(ref.uri),
-        "path": dg.MetadataValue.path(str(ref.path)),
-        "type": dg.MetadataValue.text(ref.type),
-        "bytes": dg.MetadataValue.int(m.bytes),
-    }
+    out: dict[str, dg.MetadataValue[Any]] = {}
     for key, value in describe.summary(ref).items():
         name = "dagster/row_count" if key == "rows" else key
         if isinstance(value, int):
@@ -69,15 +68,20 @@ def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
         else:
             out[name] = dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
     if text := describe.table(facts, m.reported):
-        out["table"] = dg.MetadataValue.md(text)
+        out["scores" if facts.get("scores") else "filters"] = dg.MetadataValue.md(text)
     for picture in facts.get("pictures", []):
+        stem = Path(picture).stem
         data = base64.b64encode((Path(ref.uri) / picture).read_bytes()).decode()
-        out[Path(picture).stem] = dg.MetadataValue.md(f"![{Path(picture).stem}](data:image/png;base64,{data})")
+        out[f"{stem} picture"] = dg.MetadataValue.md(f"![{stem}](data:image/png;base64,{data})")
     if text := describe.samples(facts):
         out["samples"] = dg.MetadataValue.md(text)
+    out["type"] = dg.MetadataValue.text(ref.type)
     out["config"] = dg.MetadataValue.text(m.config)
-    out["job_log"] = dg.MetadataValue.path(f"{m.job.get('directory', '')}/log")
+    out["dagster/size_bytes"] = dg.MetadataValue.int(m.bytes)
+    out["dagster/uri"] = dg.MetadataValue.text(ref.uri)
+    out["path"] = dg.MetadataValue.path(str(ref.path))
     out["manifest"] = dg.MetadataValue.path(f"{ref.uri}/artifact.json")
+    out["job_log"] = dg.MetadataValue.path(f"{m.job.get('directory', '')}/log")
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import dagster as dg
 from nemotron_dagster.errors import NemotronError
 from nemotron_dagster.jobs.run import Reporter
 
+_UTF8 = codecs.getincrementaldecoder("utf-8")  # a piece of a log may end inside a character
 _EVERY = 5.0  # seconds between two progress lines in Dagster's log: each is a row of its database
 
 
@@ -52,6 +54,7 @@ class DagsterReporter:
     context: dg.AssetExecutionContext
     also: Reporter | None = None
     _told: float = field(default=0.0)
+    _decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _UTF8("replace"))
 
     def note(self, text: str) -> None:
         self.context.log.info(text)
@@ -59,7 +62,7 @@ class DagsterReporter:
             self.also.note(text)
 
     def log(self, data: bytes) -> None:
-        sys.stdout.write(data.decode("utf-8", errors="replace"))
+        sys.stdout.write(self._decoder.decode(data))
         sys.stdout.flush()
         if self.also:
             self.also.log(data)
