@@ -23,14 +23,14 @@ python:
 	echo "Error: this needs Python 3.11, 3.12 or 3.13 ($(or $(PYTHON),python3): $$($(or $(PYTHON),python3) --version 2>/dev/null || echo not found)). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 
 demo: python
-	@$(PYTHON) tools/venv.py
+	@$(PYTHON) .ci/venv.py
 	@$(BIN)/nemotron pipelines run teach_a_skill --project $(EXAMPLE)
 	@echo
 	@echo 'The figures and pictures named above are on disk. Next, the lineage, logs and plots in the Dagster UI:'
 	@echo '    cd $(EXAMPLE) && ../../.venv/bin/nemotron ui'
 
 lint: python
-	@$(PYTHON) tools/venv.py --dev
+	@$(PYTHON) .ci/venv.py --dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,8 +40,8 @@ test: lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(WORKERS)
 
 lock: python
-	@$(PYTHON) tools/venv.py --dev
-	@$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
+	@$(PYTHON) .ci/venv.py --dev
+	@$(BIN)/python .ci/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .nemotron $(EXAMPLE)/.nemotron

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import COUNT, COUNT_TOML, REPO, ROWS, ROWS_TOML, ROWS_YAML, add_step
 
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A user's project with the steps demo/rows and demo/count."""

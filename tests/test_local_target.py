@@ -23,7 +23,9 @@ def target(tmp_path: Path) -> Target:
 
 
 def job(key: str, code: str) -> Submission:
-    return Submission(key=key, step="demo/x", argv=(sys.executable, "-c", textwrap.dedent(code)), files={"c.yaml": "n: 1"})
+    return Submission(
+        key=key, step="demo/x", argv=(sys.executable, "-c", textwrap.dedent(code)), files={"c.yaml": "n: 1"}
+    )
 
 
 def wait(target: Target, handle: JobHandle, seconds: float = 20) -> State:

@@ -24,7 +24,13 @@ def published(project: Path, step: str = "demo/rows") -> list[Path]:
 def start(project: Path, environ: dict[str, str], *args: str) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "nemotron_dagster.cli.main", "steps", "run", *args]
     return subprocess.Popen(
-        argv, cwd=project, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        argv,
+        cwd=project,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""Write the two locks from pyproject.toml: ``python tools/lock.py [--upgrade]``. Pins move only with --upgrade.
+"""Write the two locks from pyproject.toml: ``python .ci/lock.py [--upgrade]``. Pins move only with --upgrade.
 
 The build backend is pinned with the rest, so that the editable install fetches nothing that is not locked.
 """

@@ -1,4 +1,4 @@
-"""Make ``.venv``: ``python tools/venv.py [--dev]``. Standard library only.
+"""Make ``.venv``: ``python .ci/venv.py [--dev]``. Standard library only.
 
 Everything comes from a lock with hashes; the project itself is installed editable, by the build backend of the same
 lock. What is there already is kept. uv installs where it is on PATH, else pip. uv does not read pip's
