@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Payloads run as a person's machine runs them: as a process, with their own environment's interpreter."""
 
 from __future__ import annotations
@@ -77,11 +76,3 @@ def roman_rows() -> Callable[[str], list[tuple[dict[str, Any], str | None]]]:
 @pytest.fixture(scope="session")
 def data_python() -> str:
     return payload_python("data")
-=======
-"""Lets the tests of this folder import its helpers under every pytest import mode."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
->>>>>>> evalh
