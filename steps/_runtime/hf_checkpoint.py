@@ -109,6 +109,9 @@ def merge_adapter(base: str, adapter: Path, target: Path, trust_remote_code: boo
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
+    targets = json.loads((adapter / "adapter_config.json").read_text()).get("target_modules") or []
+    if getattr(model.config, "tie_word_embeddings", False) and any("lm_head" in name for name in targets):
+        _untie(model)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -116,3 +119,13 @@ def merge_adapter(base: str, adapter: Path, target: Path, trust_remote_code: boo
     AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code).save_pretrained(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer its own weights, or what is merged into it would change the input embedding as well."""
+    import torch
+
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}
