@@ -131,7 +131,9 @@ def _base_model(cfg: dict[str, Any], output: Path) -> str:
 
         made = output / "base"
         if hf_checkpoint.problem(made):
-            tiny_model.save(made, seed=int(cfg.get("seed", 0)))
+            partial = output / f".base.{os.getpid()}"  # every rank makes one; whose rename comes last does not matter
+            tiny_model.save(partial, seed=int(cfg.get("seed", 0)))
+            hf_checkpoint.put(partial, made)
         model = str(made)
     hf_checkpoint.check_base(model, MODEL_KEY)
     cfg["model"]["pretrained_model_name_or_path"] = model

@@ -117,8 +117,19 @@ def merge_adapter(base: str, adapter: Path, target: Path, trust_remote_code: boo
     shutil.rmtree(partial, ignore_errors=True)
     merged.save_pretrained(partial)
     AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code).save_pretrained(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    put(partial, target)
+
+
+def put(partial: Path, target: Path) -> None:
+    """Move a finished directory to its name, over what is broken there; a whole one that came first stays."""
+    if target.exists() and problem(target):
+        shutil.rmtree(target, ignore_errors=True)
+    try:
+        partial.rename(target)
+    except OSError:
+        if problem(target):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _untie(model: Any) -> None:

@@ -196,8 +196,16 @@ def test_sigterm_saves_and_says_that_it_is_not_done(tmp_path: Path) -> None:
     assert 5 <= run.facts()["resumed_from"] < 40 and run.facts()["steps"] == 40
 
 
-def test_rerun_of_a_finished_run_adds_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path, {"step_scheduler.max_steps": 3}).finish()
+def test_validation_is_reported_and_a_rerun_of_a_finished_run_adds_nothing(tmp_path: Path) -> None:
+    tiny = OmegaConf.to_container(OmegaConf.load(TINY), resolve=False)
+    assert isinstance(tiny, dict)
+    held_out = {
+        "validation_dataset": tiny["dataset"],
+        "validation_dataloader": {**tiny["dataloader"], "shuffle": False},
+    }
+    run = Run(tmp_path, {**held_out, "step_scheduler.max_steps": 3, "step_scheduler.val_every_steps": 2}).finish()
+    said = [m for m in run.messages("progress") if "validation_loss" in m["metrics"]]
+    assert [m["step"] for m in said] == [2, 3] and all(4 < m["metrics"]["validation_loss"] < 7 for m in said)
     before = run.losses()
     shutil.rmtree(run.out / "base")
     run.finish()
