@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Payloads run as a person's machine runs them: as a process, with their own environment's interpreter."""
 
 from __future__ import annotations
@@ -50,6 +49,7 @@ def run_payload(step: Path, cfg: dict[str, Any], folder: Path, python: str, **en
         [python, str(step / "step.py"), "--config", str(config)],
         env={**os.environ, "NEMOTRON_MESSAGES": str(messages), "PYTHONPATH": steps, **env},
         cwd=folder,
+        check=False,
         capture_output=True,
         text=True,
         timeout=300,
@@ -77,11 +77,3 @@ def roman_rows() -> Callable[[str], list[tuple[dict[str, Any], str | None]]]:
 @pytest.fixture(scope="session")
 def data_python() -> str:
     return payload_python("data")
-=======
-"""Lets the tests of this folder import its helpers under every pytest import mode."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
->>>>>>> evalh

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
-
 from interpreters import STEPS, payload_python
+from omegaconf import OmegaConf
 
 STEP = STEPS / "sft" / "automodel"
 TINY = STEP / "config" / "tiny.yaml"
