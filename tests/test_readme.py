@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conftest import REPO
+from helpers import REPO
 
 from nemotron_dagster import errors
 from nemotron_dagster.catalog import load_catalog

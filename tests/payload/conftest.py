@@ -49,6 +49,7 @@ def run_payload(step: Path, cfg: dict[str, Any], folder: Path, python: str, **en
         [python, str(step / "step.py"), "--config", str(config)],
         env={**os.environ, "NEMOTRON_MESSAGES": str(messages), "PYTHONPATH": steps, **env},
         cwd=folder,
+        check=False,
         capture_output=True,
         text=True,
         timeout=300,
