@@ -286,7 +286,7 @@ def parameter(entry: dict[str, Any]) -> str:
 def test_manifest_says_what_the_table_says(step: str) -> None:
     facts, found = TABLE[step], manifest(step)
     assert found["step"]["id"] == step
-    assert found["step"]["category"] == step.split("/")[0]
+    assert found["step"]["category"] == step.split("/", maxsplit=1)[0]
     assert found["step"]["payload"] == "planned"
     assert ports(found.get("consumes", [])) == facts.consumes
     assert ports(found["produces"]) == facts.produces

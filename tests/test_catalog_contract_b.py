@@ -137,7 +137,7 @@ def ports(entries: list[dict[str, Any]]) -> list[str]:
 @each_step
 def test_manifest(step_id: str) -> None:
     found, facts = manifest(step_id), FACTS[step_id]
-    assert (found["step"]["id"], found["step"]["category"]) == (step_id, step_id.split("/")[0])
+    assert (found["step"]["id"], found["step"]["category"]) == (step_id, step_id.split("/", maxsplit=1)[0])
     assert found["step"]["payload"] == "planned"
     assert ports(found["consumes"]) == facts.consumes
     assert ports(found["produces"]) == facts.produces

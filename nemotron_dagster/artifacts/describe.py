@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,27 +15,35 @@ REPORT = "report"
 
 
 def draw(
-    type_name: str, output: Path, inner: str, facts: dict[str, Any], messages: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write the artifact's pictures and its metrics below ``output/report`` and list the pictures in ``facts``."""
+    type_name: str,
+    output: Path,
+    facts: Mapping[str, Any],
+    reported: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Write the artifact's pictures and its metrics below ``output/report``; the pictures' relative paths."""
     report = output / REPORT
     drawn: list[str] = []
     curve = training_curve(messages)
     if curve:
         report.mkdir(exist_ok=True)
-        (report / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve), encoding="utf-8")
+        columns = list(dict.fromkeys(key for row in curve for key in row))
+        with open(report / "metrics.csv", "w", newline="", encoding="utf-8") as out:
+            rows = csv.DictWriter(out, columns)
+            rows.writeheader()
+            rows.writerows(curve)
         if len([row for row in curve if "loss" in row]) > 1:
             drawn.append(pictures.loss_curve(curve, report / "loss.png"))
     if type_name == "eval_results":
         report.mkdir(exist_ok=True)
         drawn.append(pictures.scores(facts, report / "scores.png"))
-    if facts.get("removed"):
+    if reported.get("removed"):
         report.mkdir(exist_ok=True)
-        drawn.append(pictures.attrition(facts, report / "attrition.png"))
+        drawn.append(pictures.attrition(reported["removed"], facts["rows"], report / "attrition.png"))
     elif "lengths" in facts:
         report.mkdir(exist_ok=True)
         drawn.append(pictures.lengths(facts["lengths"], report / "lengths.png"))
-    facts["pictures"] = [f"{REPORT}/{name}" for name in drawn]
+    return [f"{REPORT}/{name}" for name in drawn]
 
 
 def training_curve(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -54,29 +63,36 @@ def training_curve(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def summary(ref: ArtifactRef) -> dict[str, str | int | float]:
     """The artifact's headline figures, in the order a person reads them."""
-    facts, out = ref.manifest.facts, {}
+    facts = ref.manifest.facts
+    figures = {**ref.manifest.reported, **facts}
+    out: dict[str, str | int | float] = {}
     for key in ("rows", "rows_in", "files", "parameters", "architecture", "context_length", "steps", "final_loss"):
-        if isinstance(facts.get(key), int | float | str):
-            out[key] = facts[key]
+        if isinstance(figures.get(key), int | float | str):
+            out[key] = figures[key]
     for score in facts.get("scores", []):
-        out[f"{score['task']} {score['metric']}"] = round(float(score["value"]), 4)
+        name = f"{score['task']} {score['metric']}"
+        if score.get("baseline"):
+            out[f"{name} before"] = round(float(score["baseline"]["value"]), 4)
+        out[name] = round(float(score["value"]), 4)
     return out
 
 
-def table(facts: Mapping[str, Any]) -> str:
+def table(facts: Mapping[str, Any], reported: Mapping[str, Any]) -> str:
     """Scores, or what each filter removed, as a Markdown table; empty where there is neither."""
     if facts.get("scores"):
-        before = {(b["task"], b["metric"]): b for b in facts.get("baseline") or []}
-        head = "| task | metric | " + ("before | " if before else "") + "value | ± stderr | samples | chance |"
+        compared = any(s.get("baseline") for s in facts["scores"])
+        head = "| task | metric | " + ("before | " if compared else "") + "value | ± stderr | samples | chance |"
+        head += " change | ± stderr |" if compared else ""
         lines = [head, "|" + "---|" * (head.count("|") - 1)]
         for s in facts["scores"]:
-            b = before.get((s["task"], s["metric"]))
-            cells = [s["task"], s["metric"], *([_number(b["value"]) if b else "–"] if before else [])]
+            before, change = s.get("baseline") or {}, s.get("difference") or {}
+            cells = [s["task"], s["metric"], *([_number(before.get("value"))] if compared else [])]
             cells += [_number(s["value"]), _number(s.get("stderr")), str(s.get("n")), _number(s.get("chance"))]
+            cells += [_number(change.get("mean")), _number(change.get("stderr"))] if compared else []
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
-    if facts.get("removed"):
-        rows = "\n".join(f"| {name} | {count} |" for name, count in facts["removed"].items())
+    if reported.get("removed"):
+        rows = "\n".join(f"| {name} | {count} |" for name, count in reported["removed"].items())
         return f"| filter | removed |\n|---|---|\n{rows}"
     return ""
 

@@ -14,8 +14,8 @@ def validate(path: Path) -> dict[str, Any]:
     """Check that there are scores, finite ones, over at least one sample.
 
     Returns:
-        Facts: model, scores (one mapping per task and metric: task, metric, value, stderr, n, chance), baseline,
-        differences.
+        Facts: model, backend, scores (one mapping per task and metric: task, metric, value, stderr, n, chance and,
+        where an earlier run was compared, baseline and difference), baseline (that run's model).
 
     Raises:
         ArtifactError: no results, or a score that is no number.
@@ -37,4 +37,4 @@ def validate(path: Path) -> dict[str, Any]:
             raise ArtifactError(f"{where} is {value!r}, not a finite number. Run the evaluation again.")
         if not isinstance(n, int) or n < 1:
             raise ArtifactError(f"{where} was scored on {n!r} samples. Raise `limit` or check the task's data.")
-    return {k: summary[k] for k in ("model", "backend", "scores", "baseline", "differences") if k in summary}
+    return {k: summary[k] for k in ("model", "backend", "scores", "baseline") if k in summary}

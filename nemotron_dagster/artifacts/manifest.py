@@ -26,7 +26,8 @@ class Manifest:
         files: relative path -> [bytes, xxh3-64 hex]; symlinks are recorded as [0, "-> target"].
         content: sha256 over ``files``: two artifacts with equal content have equal digests.
         inputs: one mapping per input: port, type, uri, content.
-        facts: counts and settings, from the validation and from the payload.
+        facts: what the validation found: counts, shapes, scores, pictures.
+        reported: what the payload said of its work.
     """
 
     type: str
@@ -39,6 +40,7 @@ class Manifest:
     code_digest: str = ""
     inputs: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    reported: dict[str, Any] = field(default_factory=dict)
     files: dict[str, list[Any]] = field(default_factory=dict)
     content: str = ""
     bytes: int = 0

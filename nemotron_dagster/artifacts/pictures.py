@@ -57,13 +57,15 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], file: Path) -> str:
 def scores(facts: Mapping[str, Any], file: Path) -> str:
     """A bar per task with its standard error; the baseline beside it and the level of chance, where known."""
     now = facts["scores"]
-    before = {(b["task"], b["metric"]): b for b in facts.get("baseline") or []}
+    before = any(s.get("baseline") for s in now)
     figure, axes = _figure(max(4.5, 1.6 + 1.7 * len(now)), 3.8)
     width = 0.36 if before else 0.55
     for i, s in enumerate(now):
-        b = before.get((s["task"], s["metric"]))
-        for entry, offset, colour in ((b, -width / 2, _GREY), (s, width / 2 if before else 0.0, _GREEN)):
-            if entry is None:
+        for entry, offset, colour in (
+            (s.get("baseline"), -width / 2, _GREY),
+            (s, width / 2 if before else 0.0, _GREEN),
+        ):
+            if not entry:
                 continue
             top = float(entry["value"])
             axes.bar(i + offset, top, width, color=colour, yerr=entry.get("stderr") or 0, capsize=3, ecolor=_INK)
@@ -80,20 +82,19 @@ def scores(facts: Mapping[str, Any], file: Path) -> str:
             axes.hlines(s["chance"], i - 0.45, i + 0.45, colors="#c0392b", linestyles=":", linewidth=1.3)
     axes.set_xticks(range(len(now)), [f"{s['task']}\n{s['metric']}, n = {s['n']}" for s in now])
     axes.set_xlim(-0.6, len(now) - 0.4)
-    if all(0 <= float(e["value"]) <= 1 for e in (*now, *before.values())):
+    if all(0 <= float(e["value"]) <= 1 for e in now):
         axes.set_ylim(0, 1.12)
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-    handles = _legend(bool(before), any(isinstance(s.get("chance"), int | float) for s in now))
+    handles = _legend(before, any(isinstance(s.get("chance"), int | float) for s in now))
     if handles:
         axes.legend(handles=handles, frameon=False, loc="upper left", ncols=len(handles), bbox_to_anchor=(0, 1.16))
     return _save(figure, file)
 
 
-def attrition(facts: Mapping[str, Any], file: Path) -> str:
+def attrition(removed: Mapping[str, int], kept: int, file: Path) -> str:
     """How many rows each filter removed, and how many are left."""
-    removed = facts["removed"]
     names = [*removed, "kept"]
-    counts = [*removed.values(), facts.get("rows_out", facts.get("rows", 0))]
+    counts = [*removed.values(), kept]
     figure, axes = _figure(7.0, 1.2 + 0.42 * len(names))
     axes.grid(visible=False)
     axes.barh(names, counts, color=[*[_GREY] * len(removed), _GREEN])

@@ -18,9 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, read, write, write_json
+from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.errors import ArtifactError, PreflightError
+from nemotron_dagster.project import Project
 
 LATEST = "latest.json"
+
+
+def artifact_root(project: Project) -> Path:
+    """Where managed artifacts live: ``[artifacts] root`` of env.toml, else the project's state directory."""
+    named = load_environment(project.root).tables.get("artifacts", {}).get("root")
+    return Path(str(named)).expanduser().resolve() if named else project.state / "artifacts"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, compile_job
-from nemotron_dagster.config.overrides import split_tokens
+from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt
@@ -25,6 +26,8 @@ def compiled(
     """Compile as the asset will, so that a mistake is told before Dagster is even imported."""
     project = find_project()
     split = split_tokens(tokens)
+    root = artifact_root(project)
+    upstream = {p.name: latest(root, p.source.split("/")) for p in step.consumes if p.source}
     return compile_job(
         step,
         config,
@@ -33,7 +36,7 @@ def compiled(
         mode="run" if profile else "local",
         environment=load_environment(project.root),
         passthrough=split.passthrough,
-        inputs={p.name: f"<{p.source}>" for p in step.consumes if p.source} if not step.ready else None,
+        inputs={name: str(ref.path) for name, ref in upstream.items() if ref is not None},
         allow_unknown=allow_unknown,
     )
 
@@ -62,7 +65,7 @@ def run_step(
     compiled(step, config, profile, tokens, allow_unknown)
     named = config is None or config in step.configs
     settings: dict[str, Any] = {
-        "overrides": dict(t.partition("=")[::2] for t in split.dotlist),
+        "overrides": dict(parse_dotlist(split.dotlist)),
         "passthrough": list(split.passthrough),
         "allow_unknown": allow_unknown,
     }
@@ -112,8 +115,6 @@ def materialize_and_tell(
 def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
     """Print where an asset's artifact lies and its headline figures."""
     from nemotron_dagster.artifacts import describe
-    from nemotron_dagster.artifacts.store import latest
-    from nemotron_dagster.dagster.definitions import artifact_root
 
     ref = latest(artifact_root(project), key)
     if ref is None:

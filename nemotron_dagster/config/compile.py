@@ -85,9 +85,8 @@ def compile_job(
     pairs = parse_dotlist(overrides)
     if not allow_unknown and step.runspec:
         default = step.runspec.config_dir / f"{step.runspec.default_config}.yaml"
-        base = load_yaml(default) if default.is_file() else OmegaConf.create({})
-        known = OmegaConf.to_container(OmegaConf.merge(base, loaded))
-        check_keys(step, pairs, known)  # type: ignore[arg-type]
+        layers = [load_yaml(default), loaded] if default.is_file() else [loaded]
+        check_keys(step, pairs, _union(*(OmegaConf.to_container(layer) for layer in layers)))
     for key, value in pairs:
         update(loaded, key, value)
     settings = environment.profile(profile) if profile else {}
@@ -101,7 +100,9 @@ def compile_job(
             update(loaded, key, value)
 
     owned = step.runspec is not None and file.parent == step.runspec.config_dir.resolve()
-    given = {k for k, _ in pairs} | (set() if owned else set(_flat(OmegaConf.to_container(load_yaml(file)))))
+    given = {k for k, _ in pairs} | (
+        set() if owned else {k for k, _ in _leaves(OmegaConf.to_container(load_yaml(file)))}
+    )
     external = {}
     for port in step.consumes:
         if not port.bind:
@@ -170,10 +171,11 @@ def resolve(config: Any, step: Step, file: Path) -> dict[str, Any]:
             return re.sub(r"\x00(\d+)\x00", lambda m: kept[int(m[1])], value)
         return value
 
-    missing = sorted(OmegaConf.missing_keys(config))
+    plain = OmegaConf.to_container(config, resolve=False)
+    missing = sorted(key for key, value in _leaves(plain) if value == "???")
     if missing:
         raise ConfigError(f"{step.id}: {', '.join(missing)} must be given. Add {missing[0]}=VALUE.")
-    hidden = OmegaConf.create(hide(OmegaConf.to_container(config, resolve=False)))
+    hidden = OmegaConf.create(hide(plain))
     try:
         return show(OmegaConf.to_container(hidden, resolve=True, throw_on_missing=True))  # type: ignore[no-any-return]
     except InterpolationKeyError as e:
@@ -262,9 +264,21 @@ def _merge_system(loaded: Any, name: str, table: dict[str, Any]) -> None:
         OmegaConf.update(loaded, "artifacts", {**table, **(own if isinstance(own, dict) else {})}, force_add=True)
 
 
-def _flat(value: Any, prefix: str = "") -> Iterable[str]:
+def _union(*layers: Any) -> Any:
+    """The keys of all layers; of two values that are not both mappings, the later."""
+    merged = layers[0]
+    for layer in layers[1:]:
+        if isinstance(merged, dict) and isinstance(layer, dict):
+            merged = {k: _union(*(d[k] for d in (merged, layer) if k in d)) for k in {**merged, **layer}}
+        else:
+            merged = layer
+    return merged
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted keys and values of plain data, down to what is no mapping."""
     if isinstance(value, dict):
         for k, v in value.items():
-            yield from _flat(v, f"{prefix}.{k}" if prefix else str(k))
+            yield from _leaves(v, f"{prefix}.{k}" if prefix else str(k))
     else:
-        yield prefix
+        yield prefix, value

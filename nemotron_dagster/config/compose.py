@@ -64,7 +64,12 @@ def load_yaml(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
         return loaded
     del loaded["defaults"]
     files = [path.parent / (b if Path(b).suffix else f"{b}.yaml") for b in bases if b != "_self_"]
-    merged = OmegaConf.merge(*(load_yaml(f, (*chain, path)) for f in files), loaded)
+    layers = [load_yaml(f, (*chain, path)) for f in files]
+    try:
+        merged = OmegaConf.merge(*layers, loaded)
+    except (OmegaConfBaseException, TypeError) as e:
+        text = str(e).splitlines()[0]
+        raise ConfigError(f"{path}: does not merge over its `defaults`: {text}. Mend that key.") from e
     assert isinstance(merged, DictConfig)
     return merged
 

@@ -13,6 +13,8 @@ from nemotron_dagster.errors import ConfigError, did_you_mean
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
 
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -107,7 +109,7 @@ def check_keys(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping[str,
 def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The same overrides as ``key=value`` tokens, for values that came as data (a Launchpad, a pipeline file).
 
-    Text goes through OmegaConf's YAML like a command line's does, so ``"1e-5"`` is a number however it was quoted.
+    Text stays text, but for numbers like ``1e-5``, which YAML 1.1 readers such as Dagster's hand over as text.
     """
     import json
 
@@ -116,19 +118,8 @@ def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         name = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:
             tokens += to_dotlist(value, name)
-        elif isinstance(value, str):
-            plain = value.strip() == value and "\n" not in value and not re.search(r"[#:{}\[\]&*!|>'\"%@`]|^$", value)
-            tokens.append(f"{name}={value if plain or _is_data(value) else json.dumps(value)}")
+        elif isinstance(value, str) and _NUMBER.fullmatch(value):
+            tokens.append(f"{name}={value}")
         else:
             tokens.append(f"{name}={json.dumps(value)}")
     return tokens
-
-
-def _is_data(text: str) -> bool:
-    """Whether the text reads as a YAML list, mapping or interpolation rather than as a sentence with punctuation."""
-    import yaml
-
-    try:
-        return "${" in text or not isinstance(yaml.safe_load(text), str | None)
-    except yaml.YAMLError:
-        return False

@@ -12,19 +12,13 @@ from pathlib import Path
 
 import dagster as dg
 
+from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
-from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.dagster.assets import EnvProfile, pipeline_assets
 from nemotron_dagster.dagster.io_managers import ArtifactIOManager
 from nemotron_dagster.errors import ConfigError
 from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, find_pipelines, load_pipeline
 from nemotron_dagster.project import Project
-
-
-def artifact_root(project: Project) -> Path:
-    """Where managed artifacts live: ``[artifacts] root`` of env.toml, else the project's state directory."""
-    named = load_environment(project.root).tables.get("artifacts", {}).get("root")
-    return Path(str(named)).expanduser().resolve() if named else project.state / "artifacts"
 
 
 @cache

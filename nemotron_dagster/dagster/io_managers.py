@@ -67,7 +67,7 @@ def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
             out[name] = dg.MetadataValue.int(value)
         else:
             out[name] = dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
-    if text := describe.table(facts):
+    if text := describe.table(facts, m.reported):
         out["scores" if facts.get("scores") else "filters"] = dg.MetadataValue.md(text)
     for picture in facts.get("pictures", []):
         stem = Path(picture).stem

@@ -1,0 +1,1 @@
+"""Submitting, watching and adopting jobs, and the environments that payloads run in."""

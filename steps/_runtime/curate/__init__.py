@@ -1,0 +1,1 @@
+"""Curation of JSONL rows with NeMo Curator: reading, filters, deduplication, report."""

@@ -1,0 +1,1 @@
+"""Scoring a model: the runner behind the step eval/model_eval."""

@@ -1,0 +1,118 @@
+"""Hugging Face model directories: is one whole, what identifies its tokenizer, and merging an adapter into one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from _runtime.payload import PayloadError
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+GIVE_MODEL = "Give a Hugging Face model directory or a Hub id, or connect a step that produces checkpoint_hf."
+
+
+def is_local(model: str) -> bool:
+    """Does the name mean a directory here rather than a Hub id?"""
+    return model.startswith(("/", ".", "~")) or Path(model).exists()
+
+
+def check_base(model: str, key: str) -> None:
+    """Refuse a local directory that no model can be loaded from.
+
+    Raises:
+        PayloadError: what is missing, and which step would make it.
+    """
+    if not is_local(model):
+        return
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        raise PayloadError("model_missing", f"{key}={model}: no such directory", GIVE_MODEL)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise PayloadError(
+            "model_invalid", f"{key}={model}: an adapter without its base", "Merge it with convert/merge_lora first."
+        )
+    if any(path.glob("iter_*")):
+        raise PayloadError(
+            "model_invalid", f"{key}={model}: a Megatron checkpoint", "Convert it with convert/megatron_to_hf first."
+        )
+    if not (path / "config.json").is_file():
+        raise PayloadError("model_invalid", f"{key}={model}: has no config.json", GIVE_MODEL)
+    if not any(found for pattern in WEIGHTS for found in path.glob(pattern)):
+        raise PayloadError("model_invalid", f"{key}={model}: has no weights (*.safetensors)", GIVE_MODEL)
+
+
+def load_tokenizer(model: str, key: str, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that a model comes with.
+
+    Raises:
+        PayloadError: there is none, or the model's config cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise PayloadError("model_invalid", f"{key}={model}: {reason}", GIVE_MODEL) from None
+
+
+def template_text(tokenizer: Any) -> str | None:
+    """A tokenizer's default chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default", next(iter(template.values()), None))
+    return template or None
+
+
+def tokenizer_facts(directory: Path) -> dict[str, str | None]:
+    """What identifies the tokenizer of a checkpoint: digests of its tokenizer.json and of its chat template."""
+    template = template_text(load_tokenizer(str(directory), "tokenizer"))
+    file = directory / "tokenizer.json"
+    return {
+        "tokenizer_sha256": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None,
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
+    }
+
+
+def problem(directory: Path) -> str | None:
+    """Why the directory is not a whole checkpoint, or None; reads headers, not weights."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (directory / "config.json").is_file():
+        return f"{directory}: has no config.json"
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = sorted(p.name for p in directory.glob("*.safetensors"))
+    if not names:
+        return f"{directory}: has no weights"
+    for name in names:
+        try:
+            with safe_open(directory / name, framework="pt") as weights:
+                if not weights.keys():
+                    return f"{directory / name}: holds no tensor"
+        except (OSError, SafetensorError) as e:
+            return f"{directory / name}: {e}"
+    if not (directory / "tokenizer_config.json").is_file():
+        return f"{directory}: has no tokenizer"
+    return None
+
+
+def merge_adapter(base: str, adapter: Path, target: Path, trust_remote_code: bool = False) -> None:
+    """Add a LoRA adapter to its base model and write the whole as ``target``, which appears only when complete."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code).save_pretrained(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)

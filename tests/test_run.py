@@ -1,0 +1,206 @@
+"""``nemotron steps run`` as a user meets it: exit codes, messages, adoption, resume, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def published(project: Path, step: str = "demo/rows") -> list[Path]:
+    return sorted(p.parent for p in (project / ".nemotron/artifacts" / step).glob("*/artifact.json"))
+
+
+def start(project: Path, environ: dict[str, str], *args: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "nemotron_dagster.cli.main", "steps", "run", *args]
+    return subprocess.Popen(
+        argv,
+        cwd=project,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_rows(project: Path, count: int) -> Path:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for state in (project / ".nemotron/artifacts/demo/rows/.staging").glob("*/output/state.txt"):
+            text = state.read_text()
+            if text and int(text) >= count:
+                return state
+        time.sleep(0.05)
+    raise AssertionError("the job wrote no rows")
+
+
+def test_a_run_publishes_streams_and_says_where_things_lie(nemotron: Run, project: Path) -> None:
+    done = nemotron("steps", "run", "rows", "n=7", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "starting at 0" in done.stdout and "7/7" in done.stdout and "rows: 7" in done.stdout
+    [artifact] = published(project)
+    manifest = json.loads((artifact / "artifact.json").read_text())
+    assert (manifest["type"], manifest["producer"], manifest["facts"]["rows"]) == ("raw_jsonl", "demo/rows", 7)
+    assert (artifact / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len((artifact / "rows.jsonl").read_text().splitlines()) == 7
+
+
+def test_a_run_outside_any_project_leaves_the_directory_alone(nemotron: Run, project: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = nemotron("steps", "run", "demo/rows", cwd=elsewhere, NEMOTRON_PROJECT=str(project))
+    assert done.returncode == 0, done.stderr
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["demo/rows", "fail=true"], 1, "row 7 is wrong\nMend row 7."),
+        (["demo/rows", "crash=7"], 1, "exit code 7"),
+        (["demo/rows", "garbage=true"], 8, r"rows.jsonl:1: is not JSON"),
+        (["demo/rowz"], 2, "Did you mean: demo/rows"),
+        (["demo/rows", "-c", "nope"], 2, "no config 'nope'"),
+        (["demo/rows", "m=1"], 3, "unknown config key 'm'"),
+        (["demo/rows", "n=[1"], 3, "not valid YAML"),
+        (["demo/rows", "-r", "nosuch"], 4, "unknown profile 'nosuch'"),
+        (["demo/rows", "run.env.gpus_per_node=512"], 5, "needs 512 GPUs"),
+        (["demo/rows", "run.env.python=/no/python"], 5, "no such interpreter"),
+        (["demo/count", "data=/no/such/file.jsonl"], 8, "no such file"),
+        (["rl/nemo_rl/dpo", "-c", "tiny"], 9, "not built yet"),
+    ],
+)
+def test_each_failure_has_its_exit_code_one_message_and_publishes_nothing(
+    nemotron: Run, project: Path, args: list[str], code: int, message: str
+) -> None:
+    done = nemotron("steps", "run", *args, cwd=project)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr.startswith("Error: ") and message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not published(project) and not published(project, "demo/count")
+
+
+def test_bad_rows_are_refused_by_file_and_line_before_anything_is_submitted(nemotron: Run, project: Path) -> None:
+    data = project / "data.jsonl"
+    data.write_text('{"messages": [{"role": "user", "content": "x"}]}\n{"text": "no messages"}\n')
+    done = nemotron("steps", "run", "demo/count", f"data={data}", cwd=project)
+    assert done.returncode == 8 and f"{data}:2: has no `messages`" in done.stderr
+    assert not (project / ".nemotron/jobs").exists()
+
+
+def test_an_upstream_artifact_feeds_the_next_step_and_lands_in_its_lineage(nemotron: Run, project: Path) -> None:
+    assert nemotron("steps", "run", "demo/rows", cwd=project).returncode == 0
+    done = nemotron("steps", "run", "demo/count", cwd=project)
+    assert done.returncode == 0 and "input training_jsonl is demo/rows" in done.stdout, done.stderr
+    [source], [copy] = published(project), published(project, "demo/count")
+    [entry] = json.loads((copy / "artifact.json").read_text())["inputs"]
+    assert entry["uri"] == str(source) and entry["asset"] == ["demo", "rows"]
+
+
+def test_an_explicit_output_is_published_there_and_never_overwritten(nemotron: Run, project: Path) -> None:
+    mine = project / "mine"
+    assert nemotron("steps", "run", "demo/rows", f"output_dir={mine}", cwd=project).returncode == 0
+    assert (mine / "artifact.json").is_file()
+    before = (mine / "rows.jsonl").read_bytes()
+    done = nemotron("steps", "run", "demo/rows", f"output_dir={mine}", "n=2", cwd=project)
+    assert done.returncode == 5 and "not empty" in done.stderr
+    assert (mine / "rows.jsonl").read_bytes() == before
+
+
+def test_killing_the_command_leaves_the_job_and_the_next_run_adopts_it(
+    nemotron: Run, project: Path, environ: dict[str, str]
+) -> None:
+    args = ("demo/rows", "n=40", "sleep=0.15")
+    with start(project, environ, *args) as first:
+        wait_for_rows(project, 2)
+        os.killpg(first.pid, signal.SIGKILL)
+    done = nemotron("steps", "run", *args, cwd=project)
+    assert done.returncode == 0 and "adopting job" in done.stdout, done.stdout + done.stderr
+    assert len(list((project / ".nemotron/jobs").iterdir())) == 1
+    [artifact] = published(project)
+    assert len((artifact / "rows.jsonl").read_text().splitlines()) == 40
+
+
+def test_a_job_that_finished_while_nobody_watched_is_published_by_the_next_run(
+    nemotron: Run, project: Path, environ: dict[str, str]
+) -> None:
+    args = ("demo/rows", "n=10", "sleep=0.1")
+    with start(project, environ, *args) as first:
+        wait_for_rows(project, 2)
+        os.killpg(first.pid, signal.SIGKILL)
+    [directory] = (project / ".nemotron/jobs").iterdir()
+    for _ in range(100):
+        if (directory / "exit.json").exists():
+            break
+        time.sleep(0.1)
+    done = nemotron("steps", "run", *args, cwd=project)
+    assert done.returncode == 0 and "adopting job" in done.stdout, done.stdout + done.stderr
+    [artifact] = published(project)
+    assert artifact.name == directory.name and len(list((project / ".nemotron/jobs").iterdir())) == 1
+
+
+def test_killing_the_job_fails_the_run_and_the_next_one_resumes(
+    nemotron: Run, project: Path, environ: dict[str, str]
+) -> None:
+    args = ("demo/rows", "n=40", "sleep=0.1")
+    with start(project, environ, *args) as first:
+        wait_for_rows(project, 3)
+        [pid] = (project / ".nemotron/jobs").glob("*/pid.json")
+        os.killpg(json.loads(pid.read_text())["child"], signal.SIGKILL)
+        text = first.stdout.read() if first.stdout else ""
+    assert first.returncode == 1 and "killed by SIGKILL" in text and "continue from its last checkpoint" in text
+    assert not published(project)
+    done = nemotron("steps", "run", *args, cwd=project)
+    assert done.returncode == 0 and "continuing from what an earlier" in done.stdout, done.stderr
+    [artifact] = published(project)
+    reported = json.loads((artifact / "artifact.json").read_text())["reported"]
+    assert reported["first"] >= 3
+    assert len((artifact / "rows.jsonl").read_text().splitlines()) == 40
+    with open(artifact / "report/metrics.csv", newline="") as table:
+        steps = [int(row["step"]) for row in csv.DictReader(table)]
+    assert steps == list(range(1, 41)), "the curve has every step once, over both jobs"
+
+
+def test_ctrl_c_cancels_the_job(project: Path, environ: dict[str, str]) -> None:
+    with start(project, environ, "demo/rows", "n=200", "sleep=0.2") as command:
+        wait_for_rows(project, 2)
+        os.kill(command.pid, signal.SIGINT)
+        text = command.stdout.read() if command.stdout else ""
+    assert command.returncode == 7 and "Error: " in text and "Traceback" not in text
+    [directory] = (project / ".nemotron/jobs").iterdir()
+    for _ in range(100):
+        if (directory / "exit.json").exists():
+            break
+        time.sleep(0.1)
+    assert json.loads((directory / "exit.json").read_text())["cancelled"] is True
+    assert not published(project)
+
+
+def test_a_planted_secret_is_in_no_file_and_no_output(nemotron: Run, project: Path) -> None:
+    overlay = project / "secret.yaml"
+    text = (project / "steps/demo/rows/config/default.yaml").read_text()
+    overlay.write_text(text.replace("output_dir: ./out\n", "") + "key: ${oc.env:PLANTED_TOKEN}\n")
+    secret = "planted-5ecret-value"
+    done = nemotron("steps", "run", "demo/rows", "-c", str(overlay), cwd=project, PLANTED_TOKEN=secret)
+    assert done.returncode == 0 and "secret is set" in done.stdout, done.stderr
+    assert secret not in done.stdout + done.stderr
+    leaks = [p for p in project.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+    assert not leaks
+
+
+def test_dry_run_prints_the_compiled_config_and_touches_nothing(nemotron: Run, project: Path) -> None:
+    before = sorted(project.rglob("*"))
+    done = nemotron("steps", "run", "demo/rows", "-d", "n=9", cwd=project)
+    assert done.returncode == 0 and "n: 9" in done.stdout
+    assert sorted(p for p in project.rglob("*") if "__pycache__" not in p.parts) == before
