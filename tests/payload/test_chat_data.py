@@ -12,8 +12,8 @@ from .python import STEPS
 
 sys.path.insert(0, str(STEPS))
 
-from _runtime import chat_data  # noqa: E402
-from _runtime.payload import PayloadError  # noqa: E402
+from _runtime import chat_data
+from _runtime.payload import PayloadError
 
 ROW = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "I"}]}
 
