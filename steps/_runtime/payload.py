@@ -44,8 +44,10 @@ class PayloadError(Exception):
 
 
 def _send(kind: str, **fields: Any) -> bool:
+    if int(os.environ.get("RANK", "0")) != 0:
+        return True  # one rank speaks for all
     path = os.environ.get("NEMOTRON_MESSAGES")
-    if not path or int(os.environ.get("RANK", "0")) != 0:
+    if not path:
         return False
     line = json.dumps({"v": PROTOCOL_VERSION, "type": kind, "time": time.time(), **fields}, default=str)
     with open(path, "a", encoding="utf-8") as out:
@@ -72,17 +74,25 @@ def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
     ``${oc.env:NEMOTRON_STEP_DIR}`` names the step's own folder, whoever started it.
 
     Raises:
-        PayloadError: the file is missing or is not a mapping.
+        PayloadError: the file is missing, is not a mapping, or has a value that does not resolve.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, default=default)
     args, _ = parser.parse_known_args(argv)
     from omegaconf import OmegaConf  # heavy, and absent where only the protocol is needed
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     os.environ.setdefault("NEMOTRON_STEP_DIR", str(default.resolve().parent.parent))
     if not args.config.is_file():
         raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
-    loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=True)
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as e:
+        text = " ".join(str(e).split())
+        raise PayloadError(
+            "config_invalid", f"{args.config}: {text}", "Give that key a value, or mend the file."
+        ) from e
     if not isinstance(loaded, dict):
         raise PayloadError("config_invalid", f"{args.config}: not a mapping", "Write `key: value` lines.")
     return {str(k): v for k, v in loaded.items() if k != "run"}
