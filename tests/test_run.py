@@ -132,6 +132,24 @@ def test_killing_the_command_leaves_the_job_and_the_next_run_adopts_it(
     assert len((artifact / "rows.jsonl").read_text().splitlines()) == 40
 
 
+def test_a_job_that_finished_while_nobody_watched_is_published_by_the_next_run(
+    nemotron: Run, project: Path, environ: dict[str, str]
+) -> None:
+    args = ("demo/rows", "n=10", "sleep=0.1")
+    with start(project, environ, *args) as first:
+        wait_for_rows(project, 2)
+        os.killpg(first.pid, signal.SIGKILL)
+    [directory] = (project / ".nemotron/jobs").iterdir()
+    for _ in range(100):
+        if (directory / "exit.json").exists():
+            break
+        time.sleep(0.1)
+    done = nemotron("steps", "run", *args, cwd=project)
+    assert done.returncode == 0 and "adopting job" in done.stdout, done.stdout + done.stderr
+    [artifact] = published(project)
+    assert artifact.name == directory.name and len(list((project / ".nemotron/jobs").iterdir())) == 1
+
+
 def test_killing_the_job_fails_the_run_and_the_next_one_resumes(
     nemotron: Run, project: Path, environ: dict[str, str]
 ) -> None:

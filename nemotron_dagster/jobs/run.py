@@ -110,10 +110,11 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
     _check_hardware(target, spec)
     python = _interpreter(project, spec, reporter)
+    code = code_digest(step)
     with _claimed(request.artifact_root, place):
-        if (running := _running(target, place)) is not None:
-            reporter.note(f"adopting job {running.key}, which an earlier start of this very spec left running")
-            return running, slot(request.artifact_root, request.asset, spec.digest, running.key, spec.explicit_output)
+        if (found := _earlier(target, place, code)) is not None:
+            reporter.note(f"adopting job {found.key}, which an earlier start of this very spec left behind")
+            return found, slot(request.artifact_root, request.asset, spec.digest, found.key, spec.explicit_output)
         if place.staging.exists() and not step.resumable:
             shutil.rmtree(place.staging)
         if place.output.is_dir() and any(place.output.iterdir()):
@@ -121,9 +122,8 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
         place.output.mkdir(parents=True, exist_ok=True)
         config = bind_output(spec, step.produces[0], place.output)
         directory = target.job_directory(key)
-        write_json(place.owner, JobHandle("", key, str(directory)).as_dict())
+        write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code})
         handle = target.submit(_submission(project, spec, key, python, directory, place, config))
-        write_json(place.owner, handle.as_dict())
     return handle, place
 
 
@@ -322,16 +322,18 @@ def _claimed(root: Path, place: Slot) -> Iterator[None]:
         ) from e
 
 
-def _running(target: Target, place: Slot) -> JobHandle | None:
-    """The job that is writing to this staging directory right now, if one is."""
+def _earlier(target: Target, place: Slot, code: str) -> JobHandle | None:
+    """The job that writes to this staging directory now, or has finished there and was never published."""
     try:
-        handle = JobHandle(**json.loads(place.owner.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        owner = json.loads(place.owner.read_text(encoding="utf-8"))
+        same = owner.pop("code", None) == code
+        found = target.find(JobHandle(**owner).key)
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None
-    found = target.find(handle.key)
     if found is None:
         return None
-    return None if target.statuses([found])[found.key].state.final else found
+    state = target.statuses([found])[found.key].state
+    return found if not state.final or (state is State.SUCCEEDED and same) else None
 
 
 def _progress(place: Slot, seen: int, reporter: Reporter) -> int:
