@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from helpers import REPO
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from repository import files
@@ -77,7 +77,7 @@ def test_no_file_names_this_machine_or_an_index() -> None:
             assert at < 0, f"{file}:{text.count(chr(10), 0, at) + 1}: names {word}"
 
 
-@pytest.mark.parametrize("folder", ["nemotron_dagster", "resources", "steps", "examples"])
+@pytest.mark.parametrize("folder", ["nemotron_dagster", "resources", "steps", ".ci", "examples"])
 def test_public_modules_say_what_they_are(folder: str) -> None:
     modules = [p for p in files(f"{folder}/**.py") if p.name == "__init__.py" or not p.name.startswith("_")]
     assert modules

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import click
 
 from nemotron_dagster.errors import JobFailed, UsageError
-from nemotron_dagster.project import find_project
+from nemotron_dagster.project import Project, find_project
 
 _HOST = "127.0.0.1"
+_LOG = "ui.log"  # in DAGSTER_HOME
 _START_LIMIT = 120.0  # seconds until the webserver must answer
 _GRACE = 15.0  # seconds that Dagster's processes have to stop before they are killed
 
@@ -29,12 +31,18 @@ def cli(ctx: click.Context, port: int) -> None:
 
     Jobs that a run has started outlive them.
     """
+    from nemotron_dagster.dagster.definitions import dagster_home, open_instance
+
     _refuse_taken(port)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _interrupt)
-    dagster = _start(port, verbose=bool((ctx.obj or {}).get("verbose")))
+    project = find_project()
+    home = dagster_home(project)
+    with open_instance(project):
+        pass  # its tables are there before Dagster's three processes and a run of the command line look for them
+    dagster = _start(project, home, port, verbose=bool((ctx.obj or {}).get("verbose")))
     try:
-        _wait_until_it_answers(dagster, port)
+        _wait_until_it_answers(dagster, port, home)
         click.echo(f"Dagster UI: http://{_HOST}:{port}  (Ctrl-C stops it)")
         sys.stdout.flush()
         dagster.wait()
@@ -42,7 +50,7 @@ def cli(ctx: click.Context, port: int) -> None:
         return
     finally:
         _stop(dagster)
-    raise JobFailed(f"Dagster ended by itself (exit code {dagster.returncode}). `nemotron -v ui` shows its log.")
+    raise JobFailed(f"Dagster ended by itself (exit code {dagster.returncode}). Its log: {home / _LOG}.")
 
 
 def _refuse_taken(port: int) -> None:
@@ -56,36 +64,36 @@ def _refuse_taken(port: int) -> None:
             ) from e
 
 
-def _start(port: int, verbose: bool) -> subprocess.Popen[bytes]:
-    """``dagster dev`` in a process group of its own, so that stopping it reaches whatever it started."""
-    from nemotron_dagster.dagster.definitions import dagster_home
+def _start(project: Project, home: Path, port: int, verbose: bool) -> subprocess.Popen[bytes]:
+    """``dagster dev`` in a session of its own, so that stopping it reaches whatever it started.
 
-    project = find_project()
-    environment = os.environ | {
-        "DAGSTER_HOME": str(dagster_home(project)),
-        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
-    }
+    What it and its runs print goes to a file: every event of every run would scroll by otherwise.
+    """
+    environment = os.environ | {"DAGSTER_HOME": str(home)}
     if project.root:
         environment["NEMOTRON_PROJECT"] = str(project.root)
     level = "info" if verbose else "warning"
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dagster", "dev", "-m", "nemotron_dagster.definitions"),
-            *("-h", _HOST, "-p", str(port), "--log-level", level, "--code-server-log-level", level),
-        ],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with open(home / _LOG, "wb") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dagster", "dev", "-m", "nemotron_dagster.definitions"),
+                *("-h", _HOST, "-p", str(port), "--log-level", level, "--code-server-log-level", level),
+            ],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=None if verbose else log,
+            stderr=None if verbose else log,
+            start_new_session=True,
+        )
 
 
-def _wait_until_it_answers(dagster: subprocess.Popen[bytes], port: int) -> None:
+def _wait_until_it_answers(dagster: subprocess.Popen[bytes], port: int, home: Path) -> None:
     deadline = time.monotonic() + _START_LIMIT
     while dagster.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection((_HOST, port), timeout=1):
             return
         time.sleep(0.2)
-    raise JobFailed("Dagster did not start. `nemotron -v ui` shows its log.")
+    raise JobFailed(f"Dagster did not start. Its log: {home / _LOG}. `nemotron -v ui` prints it.")
 
 
 def _stop(dagster: subprocess.Popen[bytes]) -> None:

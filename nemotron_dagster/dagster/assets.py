@@ -70,7 +70,7 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.A
             for port, source in node.inputs.items()
         },
         group_name=step.category if pipeline.name == CATALOG else re.sub(r"\W", "_", pipeline.name),
-        kinds=_kinds(step),
+        kinds=_kinds(pipeline, step),
         description=_page(step, node),
         tags={"nemotron/step": step.id.replace("/", "."), "nemotron/payload": "ready" if step.ready else "planned"},
         metadata={
@@ -165,9 +165,10 @@ def _materialize(
         raise
 
 
-def _kinds(step: Step) -> set[str]:
-    """What the UI shows beside the name: category, backend (``rl/nemo_rl/dpo``: nemo_rl), and whether it can run."""
-    return {step.category, step.id.split("/")[1 if step.id.count("/") else 0], *([] if step.ready else ["planned"])}
+def _kinds(pipeline: Pipeline, step: Step) -> set[str]:
+    """What the UI shows beside the name: category and backend where the name does not say them; what cannot run."""
+    of_node = set() if pipeline.name == CATALOG else {step.category, *step.id.split("/")[1:2]}
+    return of_node | (set() if step.ready else {"planned"})
 
 
 def _page(step: Step, node: Node) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.dagster.assets import EnvProfile, pipeline_assets
 from nemotron_dagster.dagster.io_managers import ArtifactIOManager
+from nemotron_dagster.errors import ConfigError
 from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, find_pipelines, load_pipeline
 from nemotron_dagster.project import Project
 
@@ -47,9 +51,15 @@ def build_definitions(project: Project) -> dg.Definitions:
 
 
 def dagster_home(project: Project) -> Path:
-    """``DAGSTER_HOME`` where it is set, else a directory in the project's state, made with our instance settings."""
+    """``DAGSTER_HOME`` where it is set, else a directory in the project's state, made with our instance settings.
+
+    Raises:
+        ConfigError: ``DAGSTER_HOME`` is no absolute path of a directory.
+    """
     named = os.environ.get("DAGSTER_HOME")
     if named:
+        if not Path(named).is_absolute() or not Path(named).is_dir():
+            raise ConfigError(f"DAGSTER_HOME={named}: is no absolute path of a directory. Make it or unset it.")
         return Path(named)
     home = project.state / "dagster"
     home.mkdir(parents=True, exist_ok=True)
@@ -57,6 +67,20 @@ def dagster_home(project: Project) -> Path:
     if not settings.exists():
         for folder in project.folders("env"):
             if (folder / "dagster.yaml").is_file():
-                shutil.copyfile(folder / "dagster.yaml", settings)
+                temporary = home / f".dagster.yaml.{os.getpid()}"
+                shutil.copyfile(folder / "dagster.yaml", temporary)
+                os.replace(temporary, settings)  # another process may be reading it
                 break
     return home
+
+
+@contextmanager
+def open_instance(project: Project) -> Iterator[dg.DagsterInstance]:
+    """The project's instance. One process at a time opens it: two that both make its SQLite tables break each other."""
+    home = dagster_home(project)
+    os.environ["DAGSTER_HOME"] = str(home)
+    with open(home / ".opening", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = dg.DagsterInstance.get()
+    with instance:
+        yield instance

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
-from nemotron_dagster.dagster.definitions import build_definitions, dagster_home
+from nemotron_dagster.dagster.definitions import build_definitions, open_instance
 from nemotron_dagster.dagster.internals import belong_to_location
 from nemotron_dagster.project import Project
 
@@ -26,10 +25,9 @@ def materialize(
 
     ``config`` maps an asset's op name to its op config. With ``pipeline`` the run is one of that pipeline's job.
     """
-    os.environ["DAGSTER_HOME"] = str(dagster_home(project))
     defs = build_definitions(project)
     job = defs.resolve_job_def(pipeline) if pipeline else defs.resolve_implicit_global_asset_job_def()
-    with dg.DagsterInstance.get() as instance:
+    with open_instance(project) as instance:
         belong_to_location(instance, LOCATION, job.name)
         result = job.execute_in_process(
             run_config={"ops": dict(config)},

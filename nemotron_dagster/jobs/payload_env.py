@@ -24,11 +24,6 @@ from nemotron_dagster.errors import PreflightError, UsageError, did_you_mean
 from nemotron_dagster.project import Project
 
 _DONE = ".complete"
-#: Exits 1 in an environment whose PyTorch was built against CUDA libraries that are packages of their own.
-_NEEDS_CUDA = """
-import importlib.metadata as m, sys
-sys.exit("+cpu" not in m.version("torch") and any(r.startswith(("nvidia", "cuda")) for r in m.requires("torch") or []))
-"""
 
 
 @dataclass(frozen=True)
@@ -117,10 +112,11 @@ def build(env: PayloadEnv, say: Callable[[str], None]) -> Path:
 def _install_torch(
     pip: list[str], lock: Path, out: BinaryIO, log: Path, env: PayloadEnv, say: Callable[[str], None]
 ) -> None:
-    """Without its dependencies where the build needs none (CPU, macOS); the CUDA build gets its libraries."""
-    _run([*pip, "--no-deps", "--require-hashes", "-r", str(lock)], out, log, env)
-    if subprocess.run([str(env.python), "-c", _NEEDS_CUDA], check=False).returncode:
-        say("this PyTorch is a CUDA build: installing its libraries (several GB)")
+    """The locked CPU build; where pip's index has none of this release, the index's own build with its libraries."""
+    try:
+        _run([*pip, "--no-deps", "--require-hashes", "-r", str(lock)], out, log, env)
+    except PreflightError:
+        say("pip knows no CPU build of this PyTorch: installing the index's own, with its libraries (several GB)")
         _run([*pip, _requirement(lock)], out, log, env)
 
 

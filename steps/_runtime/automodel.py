@@ -22,7 +22,7 @@ MODEL_KEY = "model.pretrained_model_name_or_path"
 CONSOLIDATED = Path("LATEST/model/consolidated")
 LORA = {
     "_target_": "nemo_automodel.components._peft.lora.PeftConfig",
-    "match_all_linear": True,
+    "exclude_modules": ["lm_head"],  # of all linear layers; the output layer often shares the embedding's weights
     "dim": 16,
     "alpha": 32,
     "dropout": 0.0,
@@ -96,6 +96,13 @@ def _check_settings(cfg: dict[str, Any]) -> None:
         cfg["peft"] = {"_target_": LORA["_target_"], **peft}
     else:
         raise PayloadError("config_invalid", f"peft={peft!r}: must be lora, null or a mapping", "Set peft=lora.")
+    warmup, steps = (cfg.get("lr_scheduler") or {}).get("lr_warmup_steps"), cfg["step_scheduler"].get("max_steps")
+    if warmup and steps and int(warmup) >= int(steps):
+        raise PayloadError(
+            "config_invalid",
+            f"lr_scheduler.lr_warmup_steps={warmup}: not less than step_scheduler.max_steps={steps}",
+            "Lower it, or remove it: a tenth of the steps is the default.",
+        )
     if isinstance(cfg.get("rng"), dict) and "seed" in cfg["rng"]:
         cfg.setdefault("seed", cfg["rng"]["seed"])  # AutoModel reads the top-level key only
     if not (cfg.get("wandb") or {}).get("project"):
@@ -124,7 +131,9 @@ def _base_model(cfg: dict[str, Any], output: Path) -> str:
 
         made = output / "base"
         if hf_checkpoint.problem(made):
-            tiny_model.save(made, seed=int(cfg.get("seed", 0)))
+            partial = output / f".base.{os.getpid()}"  # every rank makes one; whose rename comes last does not matter
+            tiny_model.save(partial, seed=int(cfg.get("seed", 0)))
+            hf_checkpoint.put(partial, made)
         model = str(made)
     hf_checkpoint.check_base(model, MODEL_KEY)
     cfg["model"]["pretrained_model_name_or_path"] = model

@@ -36,6 +36,8 @@ def reporting(recipe: type, on_cpu: bool) -> type:
                         "Lower optimizer.lr, add lr_scheduler.lr_warmup_steps, or look at the rows of this step.",
                     )
             super().log_train_metrics(log_data)
+            if not self.dist_env.is_main:
+                return
             memory = cpu.peak_memory_mib() if on_cpu else float(values["mem"]) * 1024
             payload.progress(
                 step=log_data.step + 1,
@@ -50,7 +52,7 @@ def reporting(recipe: type, on_cpu: bool) -> type:
 
         def log_val_metrics(self, val_name: str, log_data: Any, *args: Any, **kwargs: Any) -> None:
             super().log_val_metrics(val_name, log_data, *args, **kwargs)
-            if log_data is not None:
+            if log_data is not None and self.dist_env.is_main:
                 name = "validation_loss" if val_name == "default" else f"validation_loss_{val_name}"
                 done = {name: float(log_data.metrics["val_loss"])}
                 payload.progress(step=log_data.step + 1, total=_total(self.step_scheduler), **done)

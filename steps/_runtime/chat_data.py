@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,8 @@ def readable(files: list[Path], scratch: Path) -> list[str]:
             for end, escape in LINE_ENDS.items():
                 text = text.replace(end, escape)
             scratch.mkdir(parents=True, exist_ok=True)
-            path = scratch / f"{n:05d}.jsonl"
-            path.write_text(text, encoding="utf-8")
+            partial = scratch / f".{n:05d}.{os.getpid()}"  # every rank writes the same
+            partial.write_text(text, encoding="utf-8")
+            path = partial.replace(scratch / f"{n:05d}.jsonl")
         out.append(str(path))
     return out

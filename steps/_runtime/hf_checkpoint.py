@@ -109,10 +109,34 @@ def merge_adapter(base: str, adapter: Path, target: Path, trust_remote_code: boo
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
+    targets = json.loads((adapter / "adapter_config.json").read_text()).get("target_modules") or []
+    if getattr(model.config, "tie_word_embeddings", False) and any("lm_head" in name for name in targets):
+        _untie(model)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     merged.save_pretrained(partial)
     AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code).save_pretrained(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    put(partial, target)
+
+
+def put(partial: Path, target: Path) -> None:
+    """Move a finished directory to its name, over what is broken there; a whole one that came first stays."""
+    if target.exists() and problem(target):
+        shutil.rmtree(target, ignore_errors=True)
+    try:
+        partial.rename(target)
+    except OSError:
+        if problem(target):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer its own weights, or what is merged into it would change the input embedding as well."""
+    import torch
+
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}

@@ -111,7 +111,10 @@ def test_a_killed_run_leaves_no_ray_behind(tmp_path: Path, data_python: str, how
     with subprocess.Popen(command, env={**os.environ, "NEMOTRON_TEST_MARK": str(tmp_path)}) as run:
         _wait(lambda: len(_marked(tmp_path)) > 5, "Ray did not start")
         run.send_signal(how)
-        run.wait(30)
+        try:
+            assert run.wait(60) != 0
+        finally:
+            run.kill()
     _wait(lambda: not _marked(tmp_path), "Ray's daemons are still there")
     assert not (tmp_path / "out").exists()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import shutil
-import struct
 import threading
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,22 +140,21 @@ def test_weights_that_lack_a_layer_are_not_scored_with_random_numbers(tmp_path: 
 
 
 def test_model_that_diverged(tmp_path: Path, broken: Path) -> None:
-    _fill_weights(broken / "model.safetensors", b"\x00\x00\xc0\x7f")  # float32 NaN
+    _change_weights(broken / "model.safetensors", lambda value: math.nan)
     made = run(tmp_path / "run", config(target__checkpoint=str(broken), limit=2))
     refused(made, "nan_score", str(broken), "not finite")
 
 
 def test_weights_that_overflow(tmp_path: Path, broken: Path) -> None:
-    _fill_weights(broken / "model.safetensors", struct.pack("<f", 1e19))  # finite, its square times 128 is not
+    _change_weights(broken / "model.safetensors", lambda value: value * 1e15)  # finite; products of four are not
     made = run(tmp_path / "run", config(target__checkpoint=str(broken), limit=2))
     refused(made, "nan_score", "roman_numerals_choice", "not a number")
 
 
-def _fill_weights(weights: Path, number: bytes) -> None:
-    data = bytearray(weights.read_bytes())
+def _change_weights(weights: Path, change: Callable[[float], float]) -> None:
+    data = weights.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    data[start:] = number * ((len(data) - start) // 4)
-    weights.write_bytes(data)
+    weights.write_bytes(data[:start] + array("f", map(change, array("f", data[start:]))).tobytes())
 
 
 def test_no_chat_template(tmp_path: Path, broken: Path) -> None:

@@ -120,10 +120,13 @@ print(json.dumps([tokenizer.decode(answer, skip_special_tokens=True), bool(answe
     assert stopped and answer and set(answer) <= set("MDCLXVI")
 
 
-def test_lora_artifact_equals_base_plus_adapter(tmp_path: Path) -> None:
-    run = Run(tmp_path, {"peft": "lora", "step_scheduler.max_steps": 8}).finish()
+@pytest.mark.parametrize(
+    ("peft", "rank"), [("lora", 16), ({"match_all_linear": True, "dim": 4}, 4)], ids=["lora", "tied_head_too"]
+)
+def test_lora_artifact_equals_base_plus_adapter(tmp_path: Path, peft: Any, rank: int) -> None:
+    run = Run(tmp_path, {"peft": peft, "step_scheduler.max_steps": 8}).finish()
     facts = run.facts()
-    assert facts["peft"]["dim"] == 16 and facts["trained_parameters"] < facts["parameters"] / 2
+    assert facts["peft"]["dim"] == rank and facts["trained_parameters"] < facts["parameters"] / 2
     assert (run.out / facts["adapter"] / "adapter_model.safetensors").is_file()
     code = """
 import sys, json, torch
@@ -149,7 +152,7 @@ def _training_past(step: int) -> Callable[[Run], bool]:
 
 def _saving_after_the_first(run: Run) -> bool:
     return any(
-        path.parent.name != "epoch_2_step_19" and (path.parent / "optim").exists()
+        not path.parent.name.endswith("_step_19") and (path.parent / "optim").exists()
         for path in run.out.glob("epoch_*/.incomplete")
     )
 
@@ -192,8 +195,16 @@ def test_sigterm_saves_and_says_that_it_is_not_done(tmp_path: Path) -> None:
     assert 5 <= run.facts()["resumed_from"] < 40 and run.facts()["steps"] == 40
 
 
-def test_rerun_of_a_finished_run_adds_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path, {"step_scheduler.max_steps": 3}).finish()
+def test_validation_is_reported_and_a_rerun_of_a_finished_run_adds_nothing(tmp_path: Path) -> None:
+    tiny = OmegaConf.to_container(OmegaConf.load(TINY), resolve=False)
+    assert isinstance(tiny, dict)
+    held_out = {
+        "validation_dataset": tiny["dataset"],
+        "validation_dataloader": {**tiny["dataloader"], "shuffle": False},
+    }
+    run = Run(tmp_path, {**held_out, "step_scheduler.max_steps": 3, "step_scheduler.val_every_steps": 2}).finish()
+    said = [m for m in run.messages("progress") if "validation_loss" in m["metrics"]]
+    assert [m["step"] for m in said] == [2, 3] and all(4 < m["metrics"]["validation_loss"] < 7 for m in said)
     before = run.losses()
     shutil.rmtree(run.out / "base")
     run.finish()
@@ -240,6 +251,7 @@ MODEL = "model.pretrained_model_name_or_path"
         ({MODEL: "{}"}, {"a.txt": ""}, "model_invalid", "has no config.json"),
         ({MODEL: "{}"}, {"config.json": "{{}}"}, "model_invalid", "has no weights"),
         ({"checkpoint.save_consolidated": False}, {}, "checkpoint_disabled", "save_consolidated"),
+        ({"lr_scheduler.lr_warmup_steps": 40}, {}, "config_invalid", "lr_warmup_steps=40: not less than"),
         ({"peft": "qlora"}, {}, "config_invalid", "peft='qlora'"),
         ({"_step_recipe": "nowhere:Recipe"}, {}, "recipe_missing", "nowhere"),
     ],

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from tests.ui.support import UI, Visit, free_port, nemotron, new_project, start_ui, stop_ui
+from ui_support import UI, Visit, free_port, nemotron, new_project, start_ui, stop_ui
 
 _CHROMIUM = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server"),

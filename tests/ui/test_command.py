@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.ui.support import REPOSITORY, environment, nemotron, new_project
+from ui_support import REPOSITORY, environment, nemotron, new_project
 
 
 def test_ui_names_a_port_in_use(tmp_path: Path) -> None:

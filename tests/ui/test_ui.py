@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ui_support import UI, Visit, processes_of_group, wait_for
 
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.pipelines import catalog_pipeline
 from nemotron_dagster.project import find_project
-from tests.ui.support import UI, Visit, processes_of_group, wait_for
 
 _LOCATION = "/locations/nemotron_dagster.definitions"
 
@@ -76,11 +76,12 @@ def test_every_step_is_an_asset_in_its_group_with_its_edges(ui: UI) -> None:
         assert asset["groupName"] == node.step.category
         wanted = {tuple(source.split("/")) for source in node.inputs.values()}
         assert {tuple(d["path"]) for d in asset["dependencyKeys"]} == wanted
-        assert ("planned" in asset["kinds"]) is not node.step.ready
+        assert asset["kinds"] == ([] if node.step.ready else ["planned"])
         edges += len(wanted)
     assert edges > 10
     assert found["learn", "scores"]["dependencyKeys"] == [{"path": ["learn", "model"]}]
     assert found["learn", "model"]["groupName"] == "learn"
+    assert sorted(found["learn", "model"]["kinds"]) == ["demo", "train"]
     assert "learn" in found["learn", "model"]["jobNames"]
 
 
@@ -97,6 +98,7 @@ def test_the_picture_of_the_lineage(visit: Visit) -> None:
     visit.shot("lineage-learn")
     page = visit.open("/assets")
     page.get_by_text("planned", exact=True).first.wait_for()
+    page.get_by_text("Never materialized").nth(5).wait_for()
     visit.shot("assets")
 
 

@@ -41,7 +41,6 @@ def local_ray(num_cpus: int, num_gpus: int | None, object_store_memory: int | No
     import ray
 
     session = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray puts sockets below it: the path must be short
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     _adopt_orphans()
     keeper = subprocess.Popen(
         [sys.executable, "-I", "-S", str(Path(__file__).with_name("ray_keeper.py")), session],
@@ -60,12 +59,14 @@ def local_ray(num_cpus: int, num_gpus: int | None, object_store_memory: int | No
             logging_level=logging.ERROR,
             _temp_dir=session,
         )
+        # Ray's handler raises where the signal strikes, which can leave a lock held for good. Dying at once is safe:
+        # nothing is written yet, and the keeper ends the daemons.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _quiet()
         yield
     finally:
         ray.shutdown()
         _end(lambda: _children() - mine)
-        signal.signal(signal.SIGTERM, previous)
         keeper.communicate()
 
 
