@@ -27,18 +27,19 @@ from _runtime import payload
 
 
 def main(cfg: dict[str, Any]) -> None:
-    def score(task: str, value: float, chance: float | None) -> dict[str, Any]:
-        error = (value * (1 - value) / cfg["n"]) ** 0.5
-        return {"task": task, "metric": "acc", "value": value, "stderr": error, "n": cfg["n"]} | {
-            "chance": chance,
-            "higher_is_better": True,
-        }
+    n = cfg["n"]
 
-    after = [score("spelling", 0.93, 0.25), score("counting", 0.61, None)]
-    before = [score("spelling", 0.27, 0.25), score("counting", 0.58, None)]
-    pairs = list(zip(after, before, strict=True))
-    changed = [{"task": a["task"], "metric": "acc", "difference": a["value"] - b["value"]} for a, b in pairs]
-    summary = {"model": cfg["model"], "backend": "demo", "scores": after, "baseline": before, "differences": changed}
+    def estimate(value: float) -> dict[str, Any]:
+        return {"value": value, "stderr": (value * (1 - value) / n) ** 0.5, "n": n}
+
+    def score(task: str, before: float, after: float, chance: float | None) -> dict[str, Any]:
+        old, new = estimate(before), estimate(after)
+        change = {"mean": after - before, "stderr": (old["stderr"] ** 2 + new["stderr"] ** 2) ** 0.5}
+        named = {"task": task, "metric": "acc", "chance": chance, "higher_is_better": True}
+        return {**named, **new, "baseline": old, "difference": change}
+
+    scores = [score("spelling", 0.27, 0.93, 0.25), score("counting", 0.58, 0.61, None)]
+    summary = {"model": cfg["model"], "backend": "demo", "scores": scores, "baseline": "org/base"}
     Path(cfg["output_dir"], "summary.json").write_text(json.dumps(summary))
 
 
