@@ -81,14 +81,13 @@ def table(facts: Mapping[str, Any], reported: Mapping[str, Any]) -> str:
     """Scores, or what each filter removed, as a Markdown table; empty where there is neither."""
     if facts.get("scores"):
         compared = any(s.get("baseline") for s in facts["scores"])
-        head = "| task | metric | " + ("before | " if compared else "") + "value | ± stderr | samples | chance |"
-        head += " change | ± stderr |" if compared else ""
+        head = f"| task | metric | {'before | change | ' if compared else ''}value | ± stderr | samples | chance |"
         lines = [head, "|" + "---|" * (head.count("|") - 1)]
         for s in facts["scores"]:
             before, change = s.get("baseline") or {}, s.get("difference") or {}
-            cells = [s["task"], s["metric"], *([_number(before.get("value"))] if compared else [])]
+            cells = [s["task"], s["metric"]]
+            cells += [_number(before.get("value")), _signed(change)] if compared else []
             cells += [_number(s["value"]), _number(s.get("stderr")), str(s.get("n")), _number(s.get("chance"))]
-            cells += [_number(change.get("mean")), _number(change.get("stderr"))] if compared else []
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
     if reported.get("removed"):
@@ -106,6 +105,14 @@ def samples(facts: Mapping[str, Any], limit: int = 3) -> str:
         if shown
         else ""
     )
+
+
+def _signed(change: Mapping[str, Any]) -> str:
+    """A paired difference with its standard error, ``+0.996 ± 0.004``."""
+    if not isinstance(change.get("mean"), int | float):
+        return "–"
+    error = change.get("stderr")
+    return f"{change['mean']:+.3f}" + (f" ± {error:.3f}" if isinstance(error, int | float) else "")
 
 
 def _number(value: Any) -> str:

@@ -28,7 +28,7 @@ from nemotron_dagster.config.compile import JobSpec, bind_output
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
 from nemotron_dagster.jobs import payload_env
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, Target
-from nemotron_dagster.project import Project
+from nemotron_dagster.project import Project, bundled
 
 _POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
@@ -193,8 +193,7 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
 def code_digest(step: Step) -> str:
     """sha256 over the step's folder and the runtime that the payloads share."""
     state = hashlib.sha256()
-    runtime = next((p / "_runtime" for p in step.directory.parents if (p / "_runtime").is_dir()), None)
-    for root in filter(None, (step.directory, runtime)):
+    for root in (step.directory, bundled("steps") / "_runtime"):
         for file in sorted(root.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 state.update(file.relative_to(root).as_posix().encode() + b"\0")
