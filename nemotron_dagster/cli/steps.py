@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nemotron_dagster.catalog import Catalog, Port, Step, load_catalog
-from nemotron_dagster.errors import did_you_mean
+from nemotron_dagster.errors import UsageError, did_you_mean
 from nemotron_dagster.project import find_project
 
 _TITLES = {
@@ -80,6 +80,7 @@ def show(step_id: str, as_json: bool) -> None:
 @click.argument("step_id")
 @click.option("-c", "--config", help="A config name of the step, or a path to a YAML file.")
 @click.option("-r", "--run", "profile", help="Run on this profile of env.toml and wait.")
+@click.option("-b", "--batch", help="Not there yet: submit to this profile and return.")
 @click.option("-d", "--dry-run", is_flag=True, help="Print the compiled config and stop.")
 @click.option("--allow-unknown", is_flag=True, help="Accept override keys that the config does not have.")
 @click.argument("tokens", nargs=-1, type=click.UNPROCESSED)
@@ -89,6 +90,7 @@ def run(
     step_id: str,
     config: str | None,
     profile: str | None,
+    batch: str | None,
     dry_run: bool,
     allow_unknown: bool,
     tokens: tuple[str, ...],
@@ -97,6 +99,10 @@ def run(
     from nemotron_dagster.cli.run import dry_run as print_dry_run
     from nemotron_dagster.cli.run import run_step
 
+    if batch is not None:  # refused, not handed to the payload as an argument
+        raise UsageError(
+            "-b/--batch: detached runs are not there yet; nothing was submitted. Use -r to wait for the job."
+        )
     step = _catalog().find(step_id)
     arguments = [*tokens, *ctx.args]
     verbose = bool((ctx.obj or {}).get("verbose"))

@@ -34,8 +34,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     path = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-    if path is None:
-        pytest.skip("no Chromium: install Debian's package chromium")
+    assert path, "no Chromium: install Debian's package chromium"
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import REPO
 from interpreters import payload_python
+from ui_support import SHOTS, free_port, start_ui, stop_ui
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,27 @@ print(tokenizer.decode(out[0][ids["input_ids"].shape[1]:], skip_special_tokens=T
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.stdout.strip() == "MCMXCVII"
+
+
+def test_the_ui_shows_its_lineage_and_its_pictures(taught: Path, browser: Any) -> None:
+    ui = start_ui(taught, free_port())
+    try:
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.goto(f"{ui.url}/locations/nemotron_dagster.definitions/asset-groups/teach_a_skill")
+        for node in ("numerals", "curated", "untrained", "taught", "before", "after"):
+            page.get_by_text(node, exact=True).first.wait_for()
+        page.get_by_text("Materialized").nth(5).wait_for()
+        SHOTS.mkdir(exist_ok=True)
+        page.wait_for_timeout(500)
+        page.screenshot(path=SHOTS / "example-lineage.png")
+        for node, label in (("taught", "loss picture"), ("after", "scores picture")):
+            page.goto(f"{ui.url}/assets/teach_a_skill/{node}")
+            page.get_by_role("row").filter(has_text=label).get_by_text("[Show Markdown]").click()
+            image = page.get_by_role("dialog").locator("img").first
+            image.wait_for()
+            assert image.evaluate("i => i.naturalWidth") > 300
+            page.wait_for_timeout(500)
+            page.screenshot(path=SHOTS / f"example-{node}.png")
+        page.close()
+    finally:
+        stop_ui(ui)
