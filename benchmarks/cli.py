@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 CLI = ["-m", "nemotron_dagster.cli.main"]
+DRY_RUN = ["steps", "run", "sft/automodel", "-c", "tiny", "-d"]
 
 #: One trivial asset on a SQLite instance: what Dagster itself takes for a materialized step.
 PLAIN = """

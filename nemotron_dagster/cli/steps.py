@@ -100,9 +100,7 @@ def run(
     from nemotron_dagster.cli.run import run_step
 
     if batch is not None:  # refused, not handed to the payload as an argument
-        raise UsageError(
-            "-b/--batch: detached runs are not there yet; nothing was submitted. Use -r to wait for the job."
-        )
+        raise UsageError("-b: detached runs are not there yet; nothing was submitted. Use -r to wait for the job.")
     step = _catalog().find(step_id)
     arguments = [*tokens, *ctx.args]
     verbose = bool((ctx.obj or {}).get("verbose"))

@@ -31,7 +31,7 @@ from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, T
 from nemotron_dagster.project import Project, bundled
 
 _POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
+_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w-][\w.-]*")
 _DATA_SUFFIX = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".yaml", ".txt")
 NOT_BUILT, BAD_INPUT = 9, 3  # exit codes of steps/_runtime/payload.py
 
