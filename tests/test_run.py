@@ -56,6 +56,27 @@ def test_a_run_publishes_streams_and_says_where_things_lie(nemotron: Run, projec
     assert len((artifact / "rows.jsonl").read_text().splitlines()) == 7
 
 
+def test_on_a_terminal_there_is_a_live_line_and_each_line_of_the_job_once(
+    project: Path, environ: dict[str, str]
+) -> None:
+    import pty
+
+    argv = [sys.executable, "-m", "nemotron_dagster.cli.main", "steps", "run", "rows", "n=7", "sleep=0.1"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(argv, cwd=project, env={**environ, "TERM": "xterm"}, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        try:
+            while chunk := os.read(ours, 1 << 16):
+                text += chunk
+        except OSError:  # the other side is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0, text.decode()
+    assert text.count(b"starting at 0") == 1
+    assert b"7/7" in text and b"DEBUG" not in text and b"STEP_SUCCESS" not in text
+
+
 def test_a_run_outside_any_project_leaves_the_directory_alone(nemotron: Run, project: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -61,6 +61,8 @@ class Screen:
             TimeElapsedColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
+            redirect_stdout=False,  # this process's own output is Dagster's chatter and a copy of the jobs'
+            redirect_stderr=False,
         )
 
     def started(self, name: str) -> Line:
