@@ -154,6 +154,17 @@ def test_killing_the_command_leaves_the_job_and_the_next_run_adopts_it(
     assert len((artifact / "rows.jsonl").read_text().splitlines()) == 40
 
 
+def test_two_commands_that_watch_one_job_both_succeed_and_publish_once(project: Path, environ: dict[str, str]) -> None:
+    args = ("demo/rows", "n=25", "sleep=0.2")
+    with start(project, environ, *args) as first:
+        wait_for_rows(project, 2)
+        with start(project, environ, *args) as second:
+            texts = [p.stdout.read() for p in (second, first) if p.stdout]
+    assert (first.returncode, second.returncode) == (0, 0), texts
+    assert "adopting job" in texts[0]
+    assert len(published(project)) == 1 and len(list((project / ".nemotron/jobs").iterdir())) == 1
+
+
 def test_a_job_that_finished_while_nobody_watched_is_published_by_the_next_run(
     nemotron: Run, project: Path, environ: dict[str, str]
 ) -> None:

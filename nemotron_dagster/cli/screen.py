@@ -102,7 +102,8 @@ class Line:
     def log(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            self.owner.console.print(line.decode("utf-8", errors="replace").rstrip("\r"), markup=False)
+            text = line.decode("utf-8", errors="replace").rstrip("\r")
+            self.owner.console.print(text.rpartition("\r")[2], markup=False)  # of a redrawn line, its last state
 
     def flush(self) -> None:
         if self._rest:

@@ -95,7 +95,8 @@ def run_step(
         raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
     if status.state is not State.SUCCEEDED:
         raise _failure(spec.step, handle, place, status)
-    return publish_output(request, handle, place)
+    with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
+        return publish_output(request, handle, place)
 
 
 def submit(project: Project, target: Target, request: Request, reporter: Reporter) -> tuple[JobHandle, Slot]:
@@ -305,20 +306,19 @@ def _submission(
 
 @contextmanager
 def _claimed(root: Path, place: Slot) -> Iterator[None]:
-    """Only one process at a time decides who writes to a staging directory.
+    """Only one process at a time decides who writes to a staging directory, or publishes from it.
 
     Raises:
         PreflightError: the artifact root cannot be written.
     """
     try:
         (root / ".locks").mkdir(parents=True, exist_ok=True)
-        with open(root / ".locks" / place.staging.name, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        lock = open(root / ".locks" / place.staging.name, "w")
     except OSError as e:
-        raise PreflightError(
-            f"{e.filename or root}: cannot be written ({e.strerror}). Choose another artifact root."
-        ) from e
+        raise PreflightError(f"{root}: cannot be written ({e.strerror}). Choose another artifact root.") from e
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _earlier(target: Target, place: Slot, code: str) -> JobHandle | None:
