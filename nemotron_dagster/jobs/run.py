@@ -313,12 +313,14 @@ def _claimed(root: Path, place: Slot) -> Iterator[None]:
     """
     try:
         (root / ".locks").mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".locks" / place.staging.name, "w")
+        lock = os.open(root / ".locks" / place.staging.name, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as e:
         raise PreflightError(f"{root}: cannot be written ({e.strerror}). Choose another artifact root.") from e
-    with lock:
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _earlier(target: Target, place: Slot, code: str) -> JobHandle | None:
