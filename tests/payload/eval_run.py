@@ -68,13 +68,13 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
     return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1"} | extra
 
 
-def run(folder: Path, cfg: dict[str, Any], cwd: Path | None = None, **env: str) -> Run:
+def run(folder: Path, cfg: dict[str, Any], cwd: Path | None = None, python: str | None = None, **env: str) -> Run:
     """Start the payload and wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
     messages, output = folder / "messages.jsonl", folder / "out"
     (folder / "config.yaml").write_text(json.dumps(cfg | {"output_dir": str(output)}))
     done = subprocess.run(
-        [payload_python("eval"), STEP / "step.py", "--config", folder / "config.yaml"],
+        [python or payload_python("eval"), STEP / "step.py", "--config", folder / "config.yaml"],
         check=False,
         capture_output=True,
         text=True,

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from .python import STEPS
+from interpreters import STEPS
 
 sys.path.insert(0, str(STEPS))
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from .conftest import REPOSITORY, Outcome, run_payload
+from payload_run import REPOSITORY, Outcome, run_payload
 
 STEP = REPOSITORY / "steps/curate/nemo_curator"
 ENGLISH = "The committee met on Tuesday and agreed that the old bridge should be repaired before the winter comes."

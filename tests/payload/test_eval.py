@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from eval_run import STEP, TINY_LLAMA, Run, config, environment, make_checkpoint, run
+from eval_run import STEP, Run, config, environment, make_checkpoint, run
 from interpreters import payload_python
 
 TASKS = STEP / "tasks" / "roman_numerals"
 KEY = "sk-planted-7f3a9c2e51d84b60"
-
-pytestmark = pytest.mark.skipif(not TINY_LLAMA.is_dir(), reason="steps/_runtime/tiny_llama is not here")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from eval_run import STEP, TINY_LLAMA, Run, config, make_checkpoint, run
-
-pytestmark = pytest.mark.skipif(not TINY_LLAMA.is_dir(), reason="steps/_runtime/tiny_llama is not here")
+from interpreters import payload_python
 
 ENDPOINT = {"target__api_endpoint__url": "http://127.0.0.1:9/v1", "target__api_endpoint__model_id": "m"}
 
@@ -133,10 +132,11 @@ def test_damaged_weights(tmp_path: Path, broken: Path) -> None:
 
 def test_weights_that_lack_a_layer_are_not_scored_with_random_numbers(tmp_path: Path, broken: Path) -> None:
     settings = json.loads((broken / "config.json").read_text())
+    lacking = settings["num_hidden_layers"]
     settings["num_hidden_layers"] += 1
     (broken / "config.json").write_text(json.dumps(settings))
     made = run(tmp_path / "run", config(target__checkpoint=str(broken), limit=2))
-    refused(made, "bad_hf_checkpoint", "weights are missing", "model.layers.3.")
+    refused(made, "bad_hf_checkpoint", "weights are missing", f"model.layers.{lacking}.")
 
 
 def test_model_that_diverged(tmp_path: Path, broken: Path) -> None:
@@ -230,10 +230,11 @@ def test_server_that_is_no_such_endpoint(tmp_path: Path, answering: str, name: s
     refused(asking(tmp_path, answering, "chat", tasks=["roman_numerals"]), name, word)
 
 
-def test_launcher_is_not_here(tmp_path: Path) -> None:
+def test_an_environment_without_the_launcher_is_told(tmp_path: Path) -> None:
     made = run(
         tmp_path,
         config("tiny_chat"),
+        python=payload_python("data"),
         NEMO_EVALUATOR_MODEL_ID="m",
         NEMO_EVALUATOR_MODEL_URL="http://h/v1",
         NVIDIA_API_KEY="k",

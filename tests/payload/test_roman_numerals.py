@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from .conftest import REPOSITORY, run_payload
+from payload_run import REPOSITORY, run_payload
 
 STEP = REPOSITORY / "examples/teach_a_skill/steps/source/roman_numerals"
 VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}

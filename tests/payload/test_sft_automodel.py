@@ -273,7 +273,9 @@ def test_bad_input_is_told_before_training(
 
 
 def test_packed_parquet_is_named_for_what_it_is(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     packed = pa.table({"input_ids": [[1, 2]], "loss_mask": [[0, 1]], "seq_start_id": [[0]]})
     (tmp_path / "packed").mkdir()
     pq.write_table(packed, tmp_path / "packed" / "shard_000000.parquet")
