@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,21 @@ def local_ray(num_cpus: int, num_gpus: int | None, object_store_memory: int | No
     )
     mine = _children()
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,  # None: those that Ray finds
-            include_dashboard=False,
-            object_store_memory=object_store_memory or OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=session,
-        )
-        # Ray's handler raises where the signal strikes, which can leave a lock held for good. Dying at once is safe:
-        # nothing is written yet, and the keeper ends the daemons.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Ray's SIGTERM handler raises where the signal strikes, which can leave a lock held for good; from another
+        # thread Ray sets none. Dying at once is safe: nothing is written yet, and the keeper ends the daemons.
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
+        with ThreadPoolExecutor(1) as starter:
+            starter.submit(
+                ray.init,
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,  # None: those that Ray finds
+                include_dashboard=False,
+                object_store_memory=object_store_memory or OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=session,
+            ).result()
         _quiet()
         yield
     finally:
