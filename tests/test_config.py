@@ -157,6 +157,14 @@ def test_an_upstream_artifact_fills_its_key_and_a_users_value_wins(project: Path
     assert spec.explicit_output == Path("/out")
 
 
+def test_an_offered_artifact_leaves_an_optional_input_alone_that_the_config_does_not_name() -> None:
+    step = load_catalog(Project(None, REPO / "nonexistent")).find("eval/model_eval")
+    offered = {"checkpoint_hf": "/up"}
+    assert compile_job(step, "tiny", offered=offered).bound == ("checkpoint_hf",)
+    assert compile_job(step, "tiny_chat", offered=offered).bound == ()
+    assert compile_job(step, "tiny_chat", inputs=offered).train["target"]["checkpoint"] == "/up"
+
+
 def test_the_output_directory_is_not_part_of_the_digest_and_everything_else_is(rows: Step) -> None:
     spec = compile_job(rows)
     assert bind_output(spec, rows.produces[0], Path("/staged"))["output_dir"] == "/staged"

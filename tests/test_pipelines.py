@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,22 @@ def test_nodes_come_in_the_order_in_which_they_run(project: Path) -> None:
 def test_a_wrong_pipeline_is_refused_by_file_and_node(project: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s)chain.yaml.*{message}"):
         load_pipeline(write(project, text), load_catalog(Project(project, project)))
+
+
+def test_a_path_may_stand_for_a_node_and_is_checked_and_recorded(
+    nemotron: Callable[..., subprocess.CompletedProcess[str]], project: Path
+) -> None:
+    (project / "data.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
+    write(project, "nodes: {copy: {step: demo/count, inputs: {training_jsonl: ../data.jsonl}}}")
+    done = nemotron("pipelines", "run", "chain", cwd=project)
+    assert done.returncode == 0, done.stderr
+    [manifest] = (project / ".nemotron/artifacts/chain/copy").glob("*/artifact.json")
+    assert json.loads(manifest.read_text())["inputs"] == [
+        {"port": "training_jsonl", "external": True, "uri": str(project / "data.jsonl")}
+    ]
+    (project / "data.jsonl").write_text("nonsense\n")
+    done = nemotron("pipelines", "run", "chain", cwd=project)
+    assert done.returncode == 8 and "data.jsonl:1: is not JSON" in done.stderr
 
 
 def test_all_type_mistakes_of_a_pipeline_are_reported_at_once(project: Path) -> None:

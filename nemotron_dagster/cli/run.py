@@ -36,7 +36,7 @@ def compiled(
         mode="run" if profile else "local",
         environment=load_environment(project.root),
         passthrough=split.passthrough,
-        inputs={name: str(ref.path) for name, ref in upstream.items() if ref is not None},
+        offered={name: str(ref.path) for name, ref in upstream.items() if ref is not None},
         allow_unknown=allow_unknown,
     )
 

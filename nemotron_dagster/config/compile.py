@@ -27,6 +27,7 @@ class JobSpec:
     """One compiled submission. ``train`` is what reaches the payload; secrets in it are references, not values.
 
     Attributes:
+        bound: input ports that an upstream artifact fills.
         external: input ports whose path the user gave, with that path.
         explicit_output: the output directory the user gave, or None for a managed one.
     """
@@ -38,6 +39,7 @@ class JobSpec:
     run: dict[str, Any]
     overrides: tuple[str, ...] = ()
     passthrough: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
     external: dict[str, str] = field(default_factory=dict)
     explicit_output: Path | None = None
 
@@ -67,12 +69,14 @@ def compile_job(
     environment: Environment | None = None,
     passthrough: Iterable[str] = (),
     inputs: Mapping[str, str] | None = None,
+    offered: Mapping[str, str] | None = None,
     allow_unknown: bool = False,
 ) -> JobSpec:
     """Compile one job.
 
     ``inputs`` maps a port's name to the path of its upstream artifact; it fills the port's ``bind`` key unless the
-    user gave that key a value (an override, or a config file of their own).
+    user gave that key a value (an override, or a config file of their own). ``offered`` does the same, but leaves an
+    optional port alone where the config does not have its key: nobody asked for that artifact.
 
     Raises:
         ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
@@ -103,14 +107,16 @@ def compile_job(
     given = {k for k, _ in pairs} | (
         set() if owned else {k for k, _ in _leaves(OmegaConf.to_container(load_yaml(file)))}
     )
-    external = {}
+    external, bound = {}, []
     for port in step.consumes:
-        if not port.bind:
-            continue
-        if port.bind in given:
+        path = (inputs or {}).get(port.name)
+        if path is None and port.bind and (port.required or _has(loaded, port.bind)):
+            path = (offered or {}).get(port.name)
+        if port.bind and port.bind in given:
             external[port.name] = port.bind
-        elif inputs and port.name in inputs:
-            update(loaded, port.bind, inputs[port.name] + port.suffix)
+        elif port.bind and path is not None:
+            update(loaded, port.bind, path + port.suffix)
+            bound.append(port.name)
     explicit = next((p.bind for p in step.produces if p.bind in given), None)
 
     resolved = resolve(loaded, step, file)
@@ -124,6 +130,7 @@ def compile_job(
         run=run_plain,
         overrides=overrides,
         passthrough=passthrough,
+        bound=tuple(bound),
         external={n: str(v) for n, v in values.items() if v not in (None, "")},
         explicit_output=Path(str(get_key(resolved, explicit))).expanduser().absolute() if explicit else None,
     )
@@ -199,6 +206,16 @@ def update(config: Any, key: str, value: Any) -> None:
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     except (OmegaConfBaseException, IndexError, ValueError) as e:
         raise ConfigError(f"{key}={value}: cannot be set: {str(e).splitlines()[0]}. Check the key.") from e
+
+
+def _has(config: Any, key: str) -> bool:
+    """Whether the config has this key, be its value null."""
+    node = config
+    for part in key.split("."):
+        if not hasattr(node, "keys") or part not in node:
+            return False
+        node = node._get_node(part)
+    return True
 
 
 def get_key(data: Mapping[str, Any], key: str) -> Any:

@@ -120,24 +120,27 @@ def _materialize(
     environment = load_environment(project.root)
     name = config.profile or context.run.tags.get("nemotron/profile") or node.profile or profile.name
     given = {port: ref for port, ref in inputs.items() if ref is not None}
+    upstream = {port: str(ref.path) for port, ref in given.items()}
+    in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
+    paths = {p.bind: node.paths[p.name] for p in node.step.consumes if p.bind and p.name in node.paths}
     spec = compile_job(
         node.step,
         config.config_file or config.config,
-        [*to_dotlist(node.overrides), *to_dotlist(config.overrides)],
+        [*to_dotlist(paths), *to_dotlist(node.overrides), *to_dotlist(config.overrides)],
         profile=name,
         mode="run" if name else "local",
         environment=environment,
         passthrough=config.passthrough,
-        inputs={**node.paths, **{port: str(ref.path) for port, ref in given.items()}},
+        inputs={} if in_catalog else upstream,
+        offered=upstream if in_catalog else {},
         allow_unknown=config.allow_unknown,
     )
-    in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
     lacking = [p for p in node.inputs if p not in given and p not in spec.external]
     if lacking and not in_catalog:
         raise PreflightError(f"{node.name}: {node.inputs[lacking[0]]} was never materialized. Materialize it first.")
-    for port, ref in given.items():
-        if port not in spec.external:
-            reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
+    used = {port: given[port] for port in spec.bound}
+    for port, ref in used.items():
+        reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
     target = make_target(project, name, spec.environment)
     submitted: list[JobHandle] = []
 
@@ -152,7 +155,7 @@ def _materialize(
         spec=spec,
         asset=node.key,
         identity=(context.run.root_run_id if retried else None) or context.run.run_id,
-        inputs=given,
+        inputs=used,
         artifact_root=root,
     )
     try:

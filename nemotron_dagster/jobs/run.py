@@ -371,7 +371,6 @@ def _lineage(request: Request) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"port": n, "type": r.type, "uri": r.uri, "content": r.manifest.content, "asset": r.manifest.asset}
         for n, r in request.inputs.items()
-        if n not in request.spec.external
     ]
     rows += [{"port": n, "external": True, "uri": uri} for n, uri in request.spec.external.items()]
     return rows
