@@ -157,6 +157,24 @@ def test_an_upstream_artifact_fills_its_key_and_a_users_value_wins(project: Path
     assert spec.explicit_output == Path("/out")
 
 
+def test_a_relative_path_that_is_here_becomes_absolute_and_other_words_stay(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = load_catalog(Project(project, project)).find("demo/count")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x.jsonl").touch()
+
+    def compiled(value: str) -> str:
+        return str(compile_job(count, overrides=[f"data='{value}'"]).train["data"])
+
+    assert compiled("d/x.jsonl") == f"{tmp_path}/d/x.jsonl"
+    assert compiled("d/*.jsonl") == f"{tmp_path}/d/*.jsonl"
+    assert compiled("d") == f"{tmp_path}/d"
+    for word in ("org/model", "squad", "d/missing.jsonl", "/d/x.jsonl", "s3://d/x"):
+        assert compiled(word) == word
+
+
 def test_an_offered_artifact_leaves_an_optional_input_alone_that_the_config_does_not_name() -> None:
     step = load_catalog(Project(None, REPO / "nonexistent")).find("eval/model_eval")
     offered = {"checkpoint_hf": "/up"}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ def compile_job(
 
     resolved = resolve(loaded, step, file)
     run_plain = resolved.pop("run")
+    for key in given:
+        set_existing(resolved, key, _rooted)
     values = {name: get_key(resolved, bind) for name, bind in external.items()}
     return JobSpec(
         step=step,
@@ -234,6 +237,28 @@ def set_key(data: dict[str, Any], key: str, value: Any) -> None:
             data[part] = {}
         data = data[part]
     data[last] = value
+
+
+def set_existing(data: dict[str, Any], key: str, change: Callable[[Any], Any]) -> None:
+    """Replace the value at a dotted key by ``change`` of it, where there is one."""
+    *parents, last = key.split(".")
+    node: Any = get_key(data, ".".join(parents)) if parents else data
+    if isinstance(node, dict) and last in node:
+        node[last] = change(node[last])
+
+
+def _rooted(value: Any) -> Any:
+    """A relative path of something that is here, as an absolute one: the job runs in a directory of its own."""
+    if isinstance(value, list):
+        return [_rooted(v) for v in value]
+    if not isinstance(value, str) or not value or value.startswith(("/", "~", "$")) or "://" in value:
+        return value
+    here = Path.cwd() / value
+    try:
+        found = here.exists() or (glob.has_magic(value) and any(glob.iglob(str(here), recursive=True)))
+    except (ValueError, OSError):  # no path at all: NUL bytes, too long
+        return value
+    return str(here) if found and ("/" in value or here.suffix or here.is_dir()) else value
 
 
 def _run_section(
