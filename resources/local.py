@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +100,7 @@ class LocalTarget:
                 ) from e
         handle = JobHandle("local", job.key, str(directory))
         if self._status(handle).state is State.PENDING:
-            self._start(directory)
+            self._start(directory, job.secrets)
         return handle
 
     def find(self, key: str) -> JobHandle | None:
@@ -143,11 +143,12 @@ class LocalTarget:
             return Status(State.LOST, None, "its supervisor was killed or the machine restarted")
         return Status(State.PENDING)
 
-    def _start(self, directory: Path) -> None:
+    def _start(self, directory: Path, secrets: Mapping[str, str]) -> None:
         """Start the supervisor and wait until it holds the lock, or has finished."""
         subprocess.Popen(
             [sys.executable, "-I", supervisor.__file__, str(directory)],
             cwd="/",
+            env={**os.environ, **secrets},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -223,9 +223,11 @@ def test_ctrl_c_cancels_the_job(project: Path, environ: dict[str, str]) -> None:
 def test_a_planted_secret_is_in_no_file_and_no_output(nemotron: Run, project: Path) -> None:
     overlay = project / "secret.yaml"
     text = (project / "steps/demo/rows/config/default.yaml").read_text()
-    overlay.write_text(text.replace("output_dir: ./out\n", "") + "key: ${oc.env:PLANTED_TOKEN}\n")
+    overlay.write_text(text.replace("output_dir: ./out\n", "") + "key: ${oc.env:GIVEN_TOKEN}\n")
+    profile = '[p]\nexecutor = "local"\n[p.env_vars]\nPLANTED_TOKEN = "${oc.env:GIVEN_TOKEN}"\nPLAIN = "seen"\n'
+    (project / "env.toml").write_text(profile)
     secret = "planted-5ecret-value"
-    done = nemotron("steps", "run", "demo/rows", "-c", str(overlay), cwd=project, PLANTED_TOKEN=secret)
+    done = nemotron("steps", "run", "demo/rows", "-c", str(overlay), "-r", "p", cwd=project, GIVEN_TOKEN=secret)
     assert done.returncode == 0 and "secret is set" in done.stdout, done.stderr
     assert secret not in done.stdout + done.stderr
     leaks = [p for p in project.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]

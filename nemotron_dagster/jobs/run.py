@@ -25,6 +25,7 @@ from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read
 from nemotron_dagster.artifacts.store import Slot, publish, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
+from nemotron_dagster.config.secrets import is_secret
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
 from nemotron_dagster.jobs import payload_env
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, Target
@@ -297,8 +298,9 @@ def _submission(
             "PYTHONPATH": os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "NEMOTRON_STEP_DIR": str(step.directory.resolve()),
             "NEMOTRON_MESSAGES": str(place.messages),
-            **variables,
+            **{k: v for k, v in variables.items() if not is_secret(k)},
         },
+        secrets={k: v for k, v in variables.items() if is_secret(k)},
         cwd=str(directory),
         files={"config.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True)},
     )

@@ -46,6 +46,7 @@ class Submission:
         key: digest that names the job; submitting a known key adopts the job.
         argv: the command, each argument exact (nothing passes a shell).
         env: variables set for the job beside those it inherits; written to disk, so never a secret.
+        secrets: variables that hold secrets; they reach the job's process and no file.
         cwd: working directory of the command.
         files: name -> text, written to the job's directory before it starts.
     """
@@ -54,6 +55,7 @@ class Submission:
     step: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     cwd: str = "/"
     files: Mapping[str, str] = field(default_factory=dict)
 

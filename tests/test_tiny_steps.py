@@ -1,0 +1,28 @@
+"""The three whole steps as a user runs them: ``-c tiny``, one after the other, from a directory of no project."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from interpreters import payload_python
+
+
+def test_curate_sft_and_eval_tiny_run_from_anywhere_and_feed_each_other(
+    nemotron: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for family in ("data", "train", "eval"):
+        envs = Path(payload_python(family)).parents[2]
+    for step in ("curate/nemo_curator", "sft/automodel", "eval/model_eval"):
+        done = nemotron("steps", "run", step, "-c", "tiny", cwd=elsewhere, NEMOTRON_ENVS=str(envs))
+        assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr}"
+    assert not list(elsewhere.iterdir())
+    root = tmp_path / "home/.nemotron/artifacts"
+    pointer = json.loads((root / "eval/model_eval/latest.json").read_text())
+    manifest = json.loads((Path(pointer["uri"]) / "artifact.json").read_text())
+    assert [i["asset"] for i in manifest["inputs"]] == [["sft", "automodel"]]
+    assert {s["task"] for s in manifest["facts"]["scores"]} == {"roman_numerals", "roman_numerals_choice"}
