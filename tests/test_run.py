@@ -113,6 +113,11 @@ def test_each_failure_has_its_exit_code_one_message_and_publishes_nothing(
     assert not published(project) and not published(project, "demo/count")
 
 
+def test_a_state_directory_that_cannot_be_written_is_named(nemotron: Run, project: Path) -> None:
+    done = nemotron("steps", "run", "demo/rows", cwd=project, NEMOTRON_HOME="/proc/nope")
+    assert done.returncode == 5 and "NEMOTRON_HOME" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_bad_rows_are_refused_by_file_and_line_before_anything_is_submitted(nemotron: Run, project: Path) -> None:
     data = project / "data.jsonl"
     data.write_text('{"messages": [{"role": "user", "content": "x"}]}\n{"text": "no messages"}\n')

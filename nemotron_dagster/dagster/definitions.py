@@ -16,7 +16,7 @@ from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.dagster.assets import EnvProfile, pipeline_assets
 from nemotron_dagster.dagster.io_managers import ArtifactIOManager
-from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.errors import ConfigError, PreflightError
 from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, find_pipelines, load_pipeline
 from nemotron_dagster.project import Project
 
@@ -55,6 +55,7 @@ def dagster_home(project: Project) -> Path:
 
     Raises:
         ConfigError: ``DAGSTER_HOME`` is no absolute path of a directory.
+        PreflightError: the project's state cannot be written.
     """
     named = os.environ.get("DAGSTER_HOME")
     if named:
@@ -62,7 +63,12 @@ def dagster_home(project: Project) -> Path:
             raise ConfigError(f"DAGSTER_HOME={named}: is no absolute path of a directory. Make it or unset it.")
         return Path(named)
     home = project.state / "dagster"
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PreflightError(
+            f"{home}: cannot be made ({e.strerror}). Set NEMOTRON_HOME to a place you can write."
+        ) from e
     settings = home / "dagster.yaml"
     if not settings.exists():
         for folder in project.folders("env"):
