@@ -225,6 +225,26 @@ def test_ctrl_c_cancels_the_job(project: Path, environ: dict[str, str]) -> None:
     assert not published(project)
 
 
+def test_a_run_of_the_command_line_that_is_terminated_in_the_ui_cancels_its_job(
+    project: Path, environ: dict[str, str]
+) -> None:
+    import dagster as dg
+
+    with start(project, environ, "demo/rows", "n=200", "sleep=0.2") as command:
+        wait_for_rows(project, 2)
+        with dg.DagsterInstance.from_config(str(project / ".nemotron/dagster")) as instance:
+            [run] = instance.get_runs()
+            instance.report_run_canceling(run)  # what Terminate does
+            text = command.stdout.read() if command.stdout else ""
+            command.wait()
+            assert command.returncode == 7 and "Error: " in text and "Traceback" not in text, text
+            ended = instance.get_run_by_id(run.run_id)
+            assert ended is not None and ended.status is dg.DagsterRunStatus.CANCELED
+    [directory] = (project / ".nemotron/jobs").iterdir()
+    assert json.loads((directory / "exit.json").read_text())["cancelled"] is True
+    assert not published(project)
+
+
 def test_a_planted_secret_is_in_no_file_and_no_output(nemotron: Run, project: Path) -> None:
     overlay = project / "secret.yaml"
     text = (project / "steps/demo/rows/config/default.yaml").read_text()

@@ -158,13 +158,21 @@ def _materialize(
         inputs=used,
         artifact_root=root,
     )
-    try:
-        return run_step(project, target, request, reporter, record)
-    except DagsterExecutionInterruptedError:
+
+    def terminated() -> bool:
         run = context.instance.get_run_by_id(context.run.run_id)
-        asked = terminal() is not None or (run is not None and run.status is dg.DagsterRunStatus.CANCELING)
-        if asked and submitted:  # otherwise the worker dies and the job stays for its successor to adopt
+        return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+
+    try:
+        return run_step(project, target, request, reporter, record, terminated)
+    except DagsterExecutionInterruptedError:
+        # If only the worker dies, the job stays for its successor to adopt.
+        if submitted and (terminal() is not None or terminated()):
             target.cancel(submitted[-1])
+        raise
+    except Cancelled as e:
+        if terminated():
+            raise DagsterExecutionInterruptedError from e  # so that the run ends CANCELED, not FAILURE
         raise
 
 

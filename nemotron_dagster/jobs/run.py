@@ -32,6 +32,7 @@ from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, T
 from nemotron_dagster.project import Project, bundled
 
 _POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
+_ASK = 2.0  # seconds between two questions whether the run is still wanted: each is a query of Dagster's database
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w-][\w.-]*")
 _DATA_SUFFIX = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".yaml", ".txt")
 NOT_BUILT, BAD_INPUT = 9, 3  # exit codes of steps/_runtime/payload.py
@@ -81,8 +82,11 @@ def run_step(
     request: Request,
     reporter: Reporter,
     submitted: Callable[[JobHandle], None] = lambda handle: None,
+    unwanted: Callable[[], bool] = lambda: False,
 ) -> ArtifactRef:
-    """Run one step and publish its artifact. ``submitted`` is told the job's handle before it is watched.
+    """Run one step and publish its artifact.
+
+    ``submitted`` is told the job's handle before it is watched; once ``unwanted`` is true the job is cancelled.
 
     Raises:
         PayloadNotBuilt, PreflightError, ArtifactError: refused; nothing was submitted.
@@ -91,7 +95,7 @@ def run_step(
     spec = request.spec
     handle, place = submit(project, target, request, reporter)
     submitted(handle)
-    status = watch(target, handle, place, reporter)
+    status = watch(target, handle, place, reporter, unwanted)
     if status.state is State.CANCELLED:
         raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
     if status.state is not State.SUCCEEDED:
@@ -129,11 +133,16 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     return handle, place
 
 
-def watch(target: Target, handle: JobHandle, place: Slot, reporter: Reporter) -> Status:
+def watch(target: Target, handle: JobHandle, place: Slot, reporter: Reporter, unwanted: Callable[[], bool]) -> Status:
     """Stream the job's log and progress until it ends; its final status."""
     offset = sent = 0
     pause = _POLL[0]
+    asked = time.monotonic()
     while True:
+        if time.monotonic() - asked > _ASK:
+            asked = time.monotonic()
+            if unwanted():
+                target.cancel(handle)
         status = target.statuses([handle])[handle.key]
         while chunk := target.read_log(handle, offset):
             offset += len(chunk)
