@@ -49,26 +49,28 @@ def local_ray(num_cpus: int, num_gpus: int | None, object_store_memory: int | No
         start_new_session=True,  # a signal to the payload's process group must not reach it
     )
     mine = _children()
+    # Ray's SIGTERM handler raises where the signal strikes, which can leave a lock held for good; from another thread
+    # Ray sets none. Dying at once is safe: nothing is written yet, and the keeper ends the daemons. The thread stays:
+    # Ray's daemons die with the thread that started them.
+    starter = ThreadPoolExecutor(1)
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     try:
-        # Ray's SIGTERM handler raises where the signal strikes, which can leave a lock held for good; from another
-        # thread Ray sets none. Dying at once is safe: nothing is written yet, and the keeper ends the daemons.
-        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
-        with ThreadPoolExecutor(1) as starter:
-            starter.submit(
-                ray.init,
-                address="local",
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,  # None: those that Ray finds
-                include_dashboard=False,
-                object_store_memory=object_store_memory or OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=session,
-            ).result()
+        starter.submit(
+            ray.init,
+            address="local",
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,  # None: those that Ray finds
+            include_dashboard=False,
+            object_store_memory=object_store_memory or OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=session,
+        ).result()
         _quiet()
         yield
     finally:
         ray.shutdown()
+        starter.shutdown()
         _end(lambda: _children() - mine)
         keeper.communicate()
 
