@@ -118,6 +118,16 @@ def test_a_state_directory_that_cannot_be_written_is_named(nemotron: Run, projec
     assert done.returncode == 5 and "NEMOTRON_HOME" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_invalid_output_is_set_aside_and_the_next_run_starts_afresh(nemotron: Run, project: Path) -> None:
+    for jobs in (1, 2):
+        done = nemotron("steps", "run", "demo/rows", "garbage=true", cwd=project)
+        assert done.returncode == 8 and "starting at 0" in done.stdout, done.stdout + done.stderr
+        assert len(list((project / ".nemotron/jobs").iterdir())) == jobs
+    [aside] = (project / ".nemotron/artifacts/demo/rows/.staging").iterdir()
+    assert aside.name.endswith(".rejected") and str(aside) in done.stderr
+    assert not published(project)
+
+
 def test_bad_rows_are_refused_by_file_and_line_before_anything_is_submitted(nemotron: Run, project: Path) -> None:
     data = project / "data.jsonl"
     data.write_text('{"messages": [{"role": "user", "content": "x"}]}\n{"text": "no messages"}\n')

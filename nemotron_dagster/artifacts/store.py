@@ -81,6 +81,14 @@ def publish(place: Slot, manifest: Manifest) -> ArtifactRef:
     return read(place.final)
 
 
+def set_aside(place: Slot) -> Path:
+    """Move a staged output that is no valid artifact out of the way; where it lies then."""
+    aside = place.staging.with_name(f"{place.staging.name}.rejected")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(place.staging, aside)
+    return aside / place.output.name
+
+
 def set_latest(root: Path, asset: Sequence[str], partition: str | None, ref: ArtifactRef) -> None:
     """Make ``ref`` what consumers of the asset load."""
     folder = _pointers(root, asset, partition)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from nemotron_dagster import artifacts
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read, tally, write_json
-from nemotron_dagster.artifacts.store import Slot, publish, slot
+from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
 from nemotron_dagster.config.secrets import is_secret
@@ -159,7 +159,7 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     """Validate what the job wrote, draw it, and publish it.
 
     Raises:
-        ArtifactError: the output is not a valid artifact; it stays in the staging directory for a look.
+        ArtifactError: the output is not a valid artifact; it is set aside for a look, and the next run starts afresh.
     """
     from nemotron_dagster.artifacts.describe import draw
 
@@ -170,8 +170,10 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     try:
         facts = artifacts.validate(port.type, place.output / inner)
     except ArtifactError as e:
+        aside = set_aside(place)
         raise ArtifactError(
-            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}"
+            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}\n"
+            f"It lies in {aside} for a look."
         ) from e
     messages = read_messages(place.messages)
     reported: dict[str, Any] = {}
