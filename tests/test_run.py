@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -167,6 +168,9 @@ def test_killing_the_command_leaves_the_job_and_the_next_run_adopts_it(
     assert len(list((project / ".nemotron/jobs").iterdir())) == 1
     [artifact] = published(project)
     assert len((artifact / "rows.jsonl").read_text().splitlines()) == 40
+    with dg.DagsterInstance.from_config(str(project / ".nemotron/dagster")) as instance:
+        assert [r.status.value for r in instance.get_runs()] == ["SUCCESS", "FAILURE"]  # the newest first
+    assert not list((project / ".nemotron/dagster/running").iterdir())
 
 
 def test_two_commands_that_watch_one_job_both_succeed_and_publish_once(project: Path, environ: dict[str, str]) -> None:
@@ -238,8 +242,6 @@ def test_ctrl_c_cancels_the_job(project: Path, environ: dict[str, str]) -> None:
 def test_a_run_of_the_command_line_that_is_terminated_in_the_ui_cancels_its_job(
     project: Path, environ: dict[str, str]
 ) -> None:
-    import dagster as dg
-
     with start(project, environ, "demo/rows", "n=200", "sleep=0.2") as command:
         wait_for_rows(project, 2)
         with dg.DagsterInstance.from_config(str(project / ".nemotron/dagster")) as instance:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fcntl
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from nemotron_dagster.dagster.definitions import build_definitions, open_instance
+from nemotron_dagster.dagster.definitions import build_definitions, dagster_home, open_instance
 from nemotron_dagster.dagster.internals import belong_to_location
 from nemotron_dagster.project import Project
 
@@ -27,16 +31,40 @@ def materialize(
     """
     defs = build_definitions(project)
     job = defs.resolve_job_def(pipeline) if pipeline else defs.resolve_implicit_global_asset_job_def()
-    with open_instance(project) as instance:
+    run_id = str(uuid.uuid4())
+    with open_instance(project) as instance, _alive(dagster_home(project) / "running", run_id, instance):
         belong_to_location(instance, LOCATION, job.name)
         result = job.execute_in_process(
             run_config={"ops": dict(config)},
             instance=instance,
             asset_selection=None if pipeline else [dg.AssetKey(list(k)) for k in keys],
             raise_on_error=False,
+            run_id=run_id,
             tags=dict(tags),
         )
     return result.success
+
+
+@contextmanager
+def _alive(folder: Path, run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
+    """Hold a lock while this process runs ``run_id``; end the runs whose process died without letting go of theirs.
+
+    A killed command cannot end its run. Its job is another matter: that goes on, and the next run adopts it.
+    """
+    folder.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        with suppress(BlockingIOError, FileNotFoundError), open(file) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            run = instance.get_run_by_id(file.name)
+            if run is not None and not run.is_finished:
+                instance.report_run_failed(run, "the command that ran it was killed; its job goes on for the next run")
+            file.unlink(missing_ok=True)
+    with open(folder / run_id, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            (folder / run_id).unlink(missing_ok=True)
 
 
 def op_name(key: Sequence[str]) -> str:
