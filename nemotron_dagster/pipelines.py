@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog import Catalog, Port, Step
-from nemotron_dagster.errors import ConfigError, did_you_mean
+from nemotron_dagster.errors import ConfigError, NemotronError, did_you_mean
 from nemotron_dagster.project import Project
 
 CATALOG = "catalog"
@@ -103,7 +103,7 @@ def _node(file: Path, pipeline: str, name: str, table: Any, catalog: Catalog, si
     _known(file, f"node {name!r}", table, _NODE_KEYS)
     try:
         step = catalog.find(str(table["step"]))
-    except Exception as e:
+    except NemotronError as e:
         raise ConfigError(f"{where}: {e}") from e
     ports = {p.name: p for p in step.consumes}
     inputs: dict[str, str] = {}

@@ -25,7 +25,7 @@ from nemotron_dagster.errors import PreflightError, TargetError
 from nemotron_dagster.jobs import supervisor
 from nemotron_dagster.jobs.target import Hardware, JobHandle, State, Status, Submission
 
-_START_LIMIT = 15.0  # seconds after which a job that never started is submitted again
+_START_LIMIT = 15.0  # seconds in which a submitted job must have started
 
 
 class Settings(BaseModel):

@@ -15,6 +15,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from nemotron_dagster.catalog import load_catalog
+from nemotron_dagster.jobs.run import code_digest
+from nemotron_dagster.project import Project
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -76,6 +80,21 @@ def test_on_a_terminal_there_is_a_live_line_and_each_line_of_the_job_once(
     assert process.returncode == 0, text.decode()
     assert text.count(b"starting at 0") == 1
     assert b"7/7" in text and b"DEBUG" not in text and b"STEP_SUCCESS" not in text
+
+
+def test_the_manifest_records_the_code_that_ran_not_what_lies_there_when_it_ends(
+    project: Path, environ: dict[str, str]
+) -> None:
+    def digest() -> str:
+        return code_digest(load_catalog(Project(project, project)).find("demo/rows"))
+
+    before = digest()
+    with start(project, environ, "demo/rows", "n=20", "sleep=0.2") as command:
+        wait_for_rows(project, 2)
+        (project / "steps/demo/rows/README.md").write_text("changed meanwhile")
+        command.communicate()
+    [artifact] = published(project)
+    assert json.loads((artifact / "artifact.json").read_text())["code_digest"] == before != digest()
 
 
 def test_a_run_outside_any_project_leaves_the_directory_alone(nemotron: Run, project: Path, tmp_path: Path) -> None:

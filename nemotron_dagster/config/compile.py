@@ -108,10 +108,11 @@ def compile_job(
     given = {k for k, _ in pairs} | (
         set() if owned else {k for k, _ in _leaves(OmegaConf.to_container(load_yaml(file)))}
     )
+    named = OmegaConf.to_container(loaded, resolve=False)
     external, bound = {}, []
     for port in step.consumes:
         path = (inputs or {}).get(port.name)
-        if path is None and port.bind and (port.required or _has(loaded, port.bind)):
+        if path is None and port.bind and (port.required or _has(named, port.bind)):
             path = (offered or {}).get(port.name)
         if port.bind and port.bind in given:
             external[port.name] = port.bind
@@ -211,13 +212,12 @@ def update(config: Any, key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value}: cannot be set: {str(e).splitlines()[0]}. Check the key.") from e
 
 
-def _has(config: Any, key: str) -> bool:
-    """Whether the config has this key, be its value null."""
-    node = config
+def _has(data: Any, key: str) -> bool:
+    """Whether plain data has this dotted key, be its value null."""
     for part in key.split("."):
-        if not hasattr(node, "keys") or part not in node:
+        if not isinstance(data, dict) or part not in data:
             return False
-        node = node._get_node(part)
+        data = data[part]
     return True
 
 

@@ -190,7 +190,9 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
         path=inner,
         config=spec.config,
         config_digest=spec.digest,
-        code_digest=code_digest(spec.step),
+        code_digest=json.loads(place.owner.read_text(encoding="utf-8"))[
+            "code"
+        ],  # of what ran, not of what lies there now
         inputs=_lineage(request),
         facts={k: v for k, v in facts.items() if k != "lengths"},
         reported=reported,

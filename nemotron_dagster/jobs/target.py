@@ -78,7 +78,6 @@ class Hardware:
     """What a target offers one job."""
 
     gpus_per_node: int
-    nodes: int = 1
 
 
 class Target(Protocol):
