@@ -99,7 +99,7 @@ def parse_toml(
 ) -> dict[str, Any]:
     """The tables of TOML text that begins at ``first_line`` of ``path``; raises as ``read_toml``."""
     name = printable(path)
-    for number, line in enumerate(text.split("\n"), first_line):
+    for number, line in enumerate(text.split("\n") if text.count(".") > MAX_KEY_PARTS else (), first_line):
         if line.count(".") > MAX_KEY_PARTS and any(p.count(".") > MAX_KEY_PARTS for p in re.split(r"[,=\[\]{}]", line)):
             raise error(f"{name}:{number}:1: a key of more than {MAX_KEY_PARTS} parts. Shorten it.")
     try:
