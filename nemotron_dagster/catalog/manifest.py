@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from nemotron_dagster.catalog import toml
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
@@ -16,6 +19,7 @@ _STEP_KEYS = {
 }  # fmt: skip
 _PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
+_LARGEST = 4 << 20  # bytes of a manifest or a script
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
 
 
@@ -25,14 +29,14 @@ def load_step(directory: Path, root: Path) -> Step:
     Raises:
         ConfigError: the manifest or the runspec is not readable, naming the file and the key.
     """
-    file = directory / "step.toml"
+    file = f"{directory}/step.toml"
     doc = read_toml(file)
     _known(file, "top level", doc, _TABLES)
     step = doc.get("step")
     if not isinstance(step, dict):
         raise ConfigError(f"{file}: has no [step] table. Add one with id, name and description.")
     _known(file, "[step]", step, _STEP_KEYS)
-    path_id = directory.relative_to(root).as_posix()
+    path_id = str(directory)[len(str(root)) + 1 :]
     step_id = str(step.get("id", path_id))
     if step_id != path_id:
         raise ConfigError(f"{file}: id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")
@@ -57,40 +61,58 @@ def load_step(directory: Path, root: Path) -> Step:
         env=str(step.get("env", "engine")),
         resumable=bool(step.get("resumable", False)),
         freeform=tuple(step.get("freeform", ())),
-        runspec=read_runspec(directory / "step.py"),
+        runspec=read_runspec(f"{directory}/step.py"),
     )
 
 
-def read_toml(file: Path) -> dict[str, Any]:
+def read_toml(file: Path | str) -> dict[str, Any]:
     """The file's tables.
 
     Raises:
         ConfigError: missing, unreadable or malformed, with the parser's line and column.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{file}: cannot be read ({e.strerror}). Check the path and its permissions.") from e
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{file}: is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from e
+        return toml.loads(_read(file))
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{file}: is not valid TOML: {e}. Mend that line.") from e
 
 
-def read_runspec(script: Path) -> Runspec | None:
+def _read(file: Path | str) -> str:
+    """The text of a regular file; a pipe or a device in its place is an error and not something to wait for."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode):
+                raise ConfigError(f"{file}: is not a regular file. Put the file itself there.")
+            if about.st_size > _LARGEST:
+                raise ConfigError(f"{file}: has {about.st_size:,} bytes, the limit is {_LARGEST:,}. Shorten it.")
+            data = os.read(descriptor, about.st_size + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as e:
+        raise ConfigError(f"{file}: cannot be read ({e.strerror}). Check the path and its permissions.") from e
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{file}: is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from e
+    return text.replace("\r\n", "\n") if "\r" in text else text
+
+
+def read_runspec(script: Path | str) -> Runspec | None:
     """The ``[tool.runspec]`` of a step.py (PEP 723 block), or None where there is no step.py.
 
     Raises:
         ConfigError: the block is missing or malformed.
     """
-    if not script.is_file():
+    if not os.path.exists(script):
         return None
-    match = _BLOCK.search(script.read_text(encoding="utf-8"))
+    match = _BLOCK.search(_read(script))
     if not match:
         raise ConfigError(f"{script}: has no `# /// script` block. Add one with a [tool.runspec] table.")
     body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].splitlines())
     try:
-        spec = tomllib.loads(body).get("tool", {}).get("runspec")
+        spec = toml.loads(body).get("tool", {}).get("runspec")
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{script}: its `# /// script` block is not valid TOML: {e}. Mend that line.") from e
     if not isinstance(spec, dict):
@@ -105,21 +127,21 @@ def read_runspec(script: Path) -> Runspec | None:
         launch=launch,
         cmd=run.get("cmd"),
         workdir=run.get("workdir"),
-        config_dir=(script.parent / config.get("dir", "./config")),
+        config_dir=Path(script).parent / config.get("dir", "./config"),
         default_config=str(config.get("default", "default")),
         nodes=int(resources.get("nodes", 1)),
         gpus_per_node=resources.get("gpus_per_node", 8),
     )
 
 
-def _known(file: Path, where: str, table: dict[str, Any], known: set[str]) -> None:
+def _known(file: str, where: str, table: dict[str, Any], known: set[str]) -> None:
     for key in table:
         if key not in known:
             hint = did_you_mean(key, known) or f" Known keys: {', '.join(sorted(known))}."
             raise ConfigError(f"{file}: unknown key {key!r} in {where}.{hint}")
 
 
-def _port(file: Path, kind: str, table: dict[str, Any]) -> Port:
+def _port(file: str, kind: str, table: dict[str, Any]) -> Port:
     _known(file, f"[[{kind}]]", table, _PORT_KEYS)
     if "type" not in table:
         raise ConfigError(f"{file}: a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
@@ -135,7 +157,7 @@ def _port(file: Path, kind: str, table: dict[str, Any]) -> Port:
     )
 
 
-def _parameter(file: Path, table: dict[str, Any]) -> Parameter:
+def _parameter(file: str, table: dict[str, Any]) -> Parameter:
     if "name" not in table:
         raise ConfigError(f"{file}: a [[parameters]] entry has no name. Name the config key that it describes.")
     return Parameter(
