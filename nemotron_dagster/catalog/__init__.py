@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from nemotron_dagster.catalog.manifest import load_step
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step

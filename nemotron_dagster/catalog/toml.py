@@ -1,14 +1,12 @@
-"""Read TOML fast: one regular expression per line for what manifests are made of, ``tomllib`` for everything else.
+"""Read the TOML that manifests are made of fast: one regular expression per line.
 
 ``tomllib`` goes through a file character by character, which is most of the time of listing a large catalog. What
-`_plain` does not recognise, be it unusual or wrong, it leaves to ``tomllib`` as a whole, so results and errors are
-always those of ``tomllib``.
+``plain`` does not recognise, be it unusual or wrong, it leaves to ``tomllib`` as a whole.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import Any
 
 _TEXT = r'[^"\\\x00-\x1f\x7f]*+'
@@ -37,18 +35,8 @@ _LINE = re.compile(
 _ITEM = re.compile(r'"([^"]*+)"')
 
 
-def loads(text: str) -> dict[str, Any]:
-    """What ``tomllib.loads`` returns for ``text``.
-
-    Raises:
-        tomllib.TOMLDecodeError: not valid TOML.
-    """
-    found = _plain(text)
-    return tomllib.loads(text) if found is None else found
-
-
-def _plain(text: str) -> dict[str, Any] | None:
-    """The tables of ``text``, or None where it holds anything beyond plain tables of plain values."""
+def plain(text: str) -> dict[str, Any] | None:
+    """What ``tomllib.loads`` returns, or None where ``text`` is not valid or not made of plain tables and values only."""
     root: dict[str, Any] = {}
     arrays: set[str] = set()
     table, at, end, match = root, 0, len(text), _LINE.match
@@ -101,5 +89,6 @@ def _open(root: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
             return None
     if not path[-1] or path[-1] in node:
         return None
-    node[path[-1]] = table = {}
+    table: dict[str, Any] = {}
+    node[path[-1]] = table
     return table

@@ -110,7 +110,7 @@ def _shell(ctx: click.Context, param: click.Parameter, value: str) -> str:
     callback=_show_completion, help="Print the script for that.",
 )  # fmt: skip
 @click.pass_context
-def cli(ctx: click.Context, **defaults: Any) -> None:
+def cli(ctx: click.Context, /, **defaults: Any) -> None:
     """NVIDIA Nemotron steps as Dagster assets.
 
     -c, -r, -b, -d and --force-squash are options of `steps run`; given here they reach it. -v stands only here.
@@ -138,13 +138,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _complete(os.environ[VARIABLE])
     as_json = "--json" in args[: args.index("--") if "--" in args else None]
     obj: dict[str, Any] = {"verbose": False, "run": {}, "json": as_json, "warnings": []}
+    error: NemotronError | None = None
+    cause: BaseException | None = None
+    code: Any = 0
     try:
         with cli.make_context("nemotron", args, obj=obj) as ctx:
             code = cli.invoke(ctx)
         sys.stdout.flush()
-        error = None
     except click.exceptions.Exit as e:
-        code, error = e.exit_code, None
+        code = e.exit_code
     except BrokenPipeError:
         _leave_pipe()
         sys.exit(failures.PIPE_CLOSED)
@@ -165,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if obj["verbose"]:
         import traceback
 
+        assert cause is not None
         traceback.print_exception(cause)
     failures.tell(error, as_json, obj["warnings"])
     sys.exit(error.exit_code)

@@ -66,12 +66,8 @@ def table(steps: Sequence[Step], columns: int) -> list[str]:
             out += _fold(row[4], columns, "    ")
         return out
     for row in rows:
-        arrow = "->" if row[2] else "makes"
-        out += [
-            _strong(row[0]),
-            *_fold(row[4], columns, "    "),
-            *_fold(f"{row[2]} {arrow} {row[3]}".strip(), columns, "    "),
-        ]
+        types = f"{row[2]} -> {row[3]}" if row[2] else f"makes {row[3]}"
+        out += [_strong(row[0]), *_fold(row[4], columns, "    "), *_fold(types, columns, "    ")]
     return out
 
 

@@ -203,10 +203,10 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
 
 def _knows_squash(project: Project, executor: str) -> None:
     """Raises UsageError: the target makes no squash files, so --force-squash would be dropped in silence."""
-    from nemotron_dagster.jobs.target import target_modules
+    from nemotron_dagster.jobs.target import target_files, target_module
 
-    modules = target_modules(project)
-    able = [n for n, m in modules.items() if "force_squash" in m.Settings.model_fields]
-    if executor in modules and executor not in able:
-        only = f"Only {', '.join(able)} make them." if able else "No target here does."
+    files = target_files(project)
+    able = [name for name in files if "force_squash" in target_module(project, name).Settings.model_fields]
+    if executor in files and executor not in able:
+        only = f"Only {', '.join(able)} does." if able else "No target here does."
         raise UsageError(f"--force-squash: the target {executor} makes no container squash files. {only} Drop it.")

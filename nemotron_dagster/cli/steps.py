@@ -111,7 +111,7 @@ def run(
     allow_unknown: bool,
     as_json: bool,
     tokens: tuple[str, ...],
-) -> int | None:
+) -> int:
     """Run STEP_ID with its config, overridden by KEY=VALUE.
 
     Options may stand anywhere before `--`. All other arguments, and everything after `--`, go to step.py as they are.
@@ -138,11 +138,13 @@ def run(
     if wanted.profile and wanted.batch:
         raise click.UsageError("-r runs and waits, -b submits and returns. Give one of them.", ctx)
     if dry_run or defaults.get("dry_run"):
-        return running.dry_run(wanted, as_json)
+        running.dry_run(wanted, as_json)
+        return 0
     if wanted.batch:
         from nemotron_dagster.cli.batch import submit_detached
 
-        return submit_detached(wanted, as_json)
+        submit_detached(wanted, as_json)
+        return 0
     return running.run_step(wanted, bool((ctx.obj or {}).get("verbose")), as_json)
 
 
