@@ -12,6 +12,7 @@ from nemotron_dagster.catalog.manifest import load_step
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
 from nemotron_dagster.catalog.types import TypeGraph, load_types
 from nemotron_dagster.errors import ConfigError, UsageError, did_you_mean
+from nemotron_dagster.files import printable
 from nemotron_dagster.project import Project
 
 __all__ = ["Catalog", "Parameter", "Port", "Runspec", "Step", "TypeGraph", "load_catalog"]
@@ -78,7 +79,8 @@ def _step_folders(
 ) -> Iterator[tuple[str, OSError | None]]:
     """Ids of the folders below ``root`` that hold a step.toml, and those that cannot be listed, with the error.
 
-    Names that begin with ``_`` or ``.`` are left out. Links are followed, but not in a circle.
+    Names that begin with ``_`` or ``.`` are left out, and the ``config`` folder of a step. Links are followed, but not
+    in a circle.
     """
     here = f"{root}/{prefix}" if prefix else root
     try:
@@ -87,11 +89,13 @@ def _step_folders(
     except OSError as e:
         yield prefix, e
         return
+    of_step = any(e.name == "step.toml" for e in entries)
     for entry in entries:
         name = entry.name
-        if name == "step.toml" and prefix:
-            yield prefix, None
-        elif name[0] in "._" or not entry.is_dir():
+        if name == "step.toml":
+            if prefix:
+                yield prefix, None
+        elif name[0] in "._" or (of_step and name == "config") or not entry.is_dir():
             continue
         elif entry.is_symlink():
             real = os.path.realpath(entry.path)
@@ -115,7 +119,7 @@ def load_catalog(project: Project) -> Catalog:
 
 def _load(project: Project) -> Catalog:
     roots = project.folders("steps")
-    types = load_types([f for r in roots if (f := r / "types.toml").is_file()])
+    types = load_types([f for r in roots if os.path.lexists(f := r / "types.toml")])
     steps: dict[str, Step] = {}
     broken: dict[str, ConfigError] = {}
     for root in roots:
@@ -125,13 +129,13 @@ def _load(project: Project) -> Catalog:
             folder = root / step_id
             try:
                 if unlisted is not None:
-                    raise ConfigError(f"{folder}: cannot be listed ({unlisted.strerror}). Check its permissions.")
+                    raise ConfigError(f"{printable(folder)}: cannot be read ({unlisted.strerror}). Check it.")
                 step = load_step(folder, root)
                 for port in (*step.consumes, *step.produces):
                     if port.type not in types.parents:
                         types.check(port.type, f"{folder}/step.toml")
                 steps[step_id] = step
             except ConfigError as e:
-                broken[step_id] = e
+                broken[printable(step_id)] = e
     order = sorted(steps.values(), key=lambda s: (s.category, s.id))
     return Catalog({s.id: s for s in order}, types, broken)

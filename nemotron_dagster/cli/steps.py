@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import click
@@ -58,6 +59,7 @@ def list_steps(
 
     if compatible and not (consumes or produces):
         raise click.UsageError("--compatible widens --consumes or --produces. Give one of them.", ctx)
+    gc.disable()  # nothing made here is garbage before the end
     catalog = _catalog()
     found = catalog.select(category, consumes, produces, tag, compatible)
     _hint(catalog, category=category, consumes=consumes, produces=produces, tag=tag)

@@ -32,11 +32,12 @@ _LINE = re.compile(
     """,
     re.VERBOSE,
 )
+_DEEPEST = 8  # parts of a table's name
 _ITEM = re.compile(r'"([^"]*+)"')
 
 
 def plain(text: str) -> dict[str, Any] | None:
-    """What ``tomllib.loads`` returns, or None where ``text`` is not valid or not made of plain tables and values only."""
+    """What ``tomllib.loads`` returns, or None where ``text`` is not valid, or is more than plain tables and values."""
     root: dict[str, Any] = {}
     arrays: set[str] = set()
     table, at, end, match = root, 0, len(text), _LINE.match
@@ -82,6 +83,8 @@ def _value(kind: str, text: str) -> Any:
 
 def _open(root: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
     """A new table at ``path``, or None where something is there already or in the way."""
+    if len(path) > _DEEPEST:
+        return None
     node: Any = root
     for part in path[:-1]:
         node = node.setdefault(part, {}) if part else None
