@@ -79,7 +79,8 @@ def tree(steps: Sequence[Step], columns: int) -> list[str]:
     out = ["Available Steps"]
     for n, (category, members) in enumerate(groups.items(), 1):
         last_group = n == len(groups)
-        out.append(f"{'└' if last_group else '├'}── {category} — {_TITLES.get(category, category.title())}")
+        title = f"{category} — {_TITLES.get(category, category.title())}"
+        out += _fold(title, columns, "    " if last_group else "│   ", "└── " if last_group else "├── ")
         for m, step in enumerate(members, 1):
             last = m == len(members)
             stem = "    " if last_group else "│   "
