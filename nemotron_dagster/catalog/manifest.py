@@ -29,14 +29,14 @@ def load_step(directory: Path, root: Path) -> Step:
     Raises:
         ConfigError: the manifest or the runspec is not readable or wrong, naming file, line and key. No other error.
     """
-    doc = read_tables(directory / "step.toml")
+    doc = read_tables(f"{directory}/step.toml")
     doc.known(_TABLES, "top level")
     if not isinstance(doc.values.get("step"), dict):
         raise doc.error(None, "has no [step] table. Add one with id, name and description.")
     step = doc.table("step")
     step.known(_STEP_KEYS, "[step]")
-    path_id = directory.relative_to(root).as_posix()
-    if printable(path_id) != path_id:
+    path_id = str(directory)[len(str(root)) + 1 :]
+    if not path_id.isprintable() and printable(path_id) != path_id:
         raise doc.error(None, "the folder's path holds characters that cannot be printed. Rename the folder.")
     step_id = step.text_of("id", path_id)
     if step_id != path_id:
@@ -62,21 +62,21 @@ def load_step(directory: Path, root: Path) -> Step:
         env=step.text_of("env", "engine"),
         resumable=step.flag("resumable", False),
         freeform=step.texts("freeform"),
-        runspec=read_runspec(directory / "step.py"),
+        runspec=read_runspec(f"{directory}/step.py"),
     )
 
 
-def read_tables(file: Path) -> Table:
+def read_tables(file: Path | str) -> Table:
     """The whole file as a table.
 
     Raises:
         ConfigError: missing, unreadable or malformed, with line and column.
     """
     text = read_text(file, ConfigError, MAX_TOML)
-    return Table(parse_toml(text, file), (), printable(file), text)
+    return Table(parse_toml(text, file), (), str(file), text)
 
 
-def read_runspec(script: Path) -> Runspec | None:
+def read_runspec(script: Path | str) -> Runspec | None:
     """The ``[tool.runspec]`` of a step.py (PEP 723 block), or None where there is no step.py.
 
     Raises:
@@ -91,15 +91,15 @@ def read_runspec(script: Path) -> Runspec | None:
     body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].split("\n"))
     first = source.count("\n", 0, match.start("body")) + 1
     values = parse_toml(body, script, ConfigError, first, "its `# /// script` block is")
-    tool = Table(values, (), printable(script), body, first, 2).table("tool")
+    tool = Table(values, (), str(script), body, first, 2).table("tool")
     if not isinstance(tool.values.get("runspec"), dict):
         raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
     spec = tool.table("runspec")
     spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
     run, config, resources = spec.table("run"), spec.table("config"), spec.table("resources")
-    run.known(("launch", "cmd", "workdir"), "[tool.runspec.run]")
-    config.known(("dir", "default", "format"), "[tool.runspec.config]")
-    resources.known(("nodes", "gpus_per_node"), "[tool.runspec.resources]")
+    run.known({"launch", "cmd", "workdir"}, "[tool.runspec.run]")
+    config.known({"dir", "default", "format"}, "[tool.runspec.config]")
+    resources.known({"nodes", "gpus_per_node"}, "[tool.runspec.resources]")
     launch = run.text_of("launch", "torchrun")
     if launch not in ("python", "torchrun", "ray"):
         raise run.error("launch", f"runspec launch {launch!r} is none of python, torchrun, ray. Use one of them.")
@@ -109,18 +109,20 @@ def read_runspec(script: Path) -> Runspec | None:
         launch=launch,
         cmd=run.optional_text("cmd"),
         workdir=run.optional_text("workdir"),
-        config_dir=_config_dir(config, script.parent),
+        config_dir=_config_dir(config, str(script).rpartition("/")[0]),
         default_config=_default_config(config),
         nodes=resources.count("nodes", 1, 1),
         gpus_per_node=resources.count("gpus_per_node", 8, 0),
     )
 
 
-def _config_dir(config: Table, step: Path) -> Path:
+def _config_dir(config: Table, directory: str) -> Path:
     name = config.text_of("dir", "./config")
-    folder = step / name
+    folder = Path(directory, name)
+    if name in ("config", "./config") and not os.path.islink(folder) and os.access(folder, os.R_OK | os.X_OK):
+        return folder  # nearly always, and without resolving two paths
     try:
-        inside = folder.resolve().is_relative_to(step.resolve())
+        inside = folder.resolve().is_relative_to(Path(directory).resolve())
         readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
     except (ValueError, OSError, RuntimeError) as e:  # NUL, too long, a circle of links
         raise config.wrong("dir", "a folder below the step's own") from e
@@ -152,7 +154,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
         if bind is not None and not _KEY.fullmatch(bind):
             raise table.wrong("bind", "a config key like section.key")
         path = table.text_of("path", ".")
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path:
+        if path != "." and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path):
             raise table.wrong("path", "a path below the output directory")
         ports[name] = Port(
             name=name,
@@ -168,7 +170,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
 
 
 def _parameter(table: Table) -> Parameter:
-    table.known(("name", "default", "description", "choices"), "[[parameters]]")
+    table.known({"name", "default", "description", "choices"}, "[[parameters]]")
     if "name" not in table.values:
         raise table.error(None, "a [[parameters]] entry has no name. Name the config key that it describes.")
     choices = table.values.get("choices", [])
