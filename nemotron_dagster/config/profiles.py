@@ -75,7 +75,7 @@ class Environment:
         """The profile with everything it extends merged in, key by key; lists are replaced. Nothing is resolved."""
         merged: dict[str, Any] = {}
         for layer in reversed(self.chain(name)):
-            merged = _merge(merged, layer.table)
+            merged = merge_tables(merged, layer.table)
         merged.pop("extends", None)
         return merged
 
@@ -111,9 +111,7 @@ class Environment:
                 if unresolved.variable
                 else "Mend it or remove the key"
             )
-            raise ProfileError(
-                f"{self.where(name, *path)}: profile {name!r}: {key}: {unresolved.reason}. {fix}."
-            )
+            raise ProfileError(f"{self.where(name, *path)}: profile {name!r}: {key}: {unresolved.reason}. {fix}.")
         self._warn(name)
         return values
 
@@ -266,11 +264,12 @@ def _defaults(root: Path | None) -> tuple[tuple[Path, Mapping[str, Any]], ...]:
     return tuple((file, read_toml(file, ProfileError)) for file in files if file.exists())
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; of two values that are not both tables, the one of ``over``."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge_tables(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

@@ -122,8 +122,6 @@ def reveal(text: str) -> str:
         raise ProfileError(f"{what}, and the profile passes it to the job. {fix}, then submit again.") from None
 
 
-
-
 def _environ() -> Mapping[str, str]:
     import os
 
@@ -182,7 +180,7 @@ def _walk(node: Any, path: Path, failed: dict[Path, Unresolved]) -> Any:
     from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
     written: Any = OmegaConf.to_container(node, resolve=False)
-    keys = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
+    keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
     out: list[tuple[Any, Any]] = []
     for key in keys:
         here = (*path, key)
