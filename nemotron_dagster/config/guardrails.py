@@ -16,8 +16,8 @@ from nemotron_dagster.config.guardrail_case import Case, Finding, Level
 from nemotron_dagster.config.guardrail_facts import Facts, facts, memory_gb, minutes
 from nemotron_dagster.config.guardrail_rules import load_rules
 from nemotron_dagster.config.guardrail_step import CHECKS
-from nemotron_dagster.config.profiles import Environment, secret_message
-from nemotron_dagster.config.references import unset_secrets
+from nemotron_dagster.config.profiles import Environment, KeyPath, secret_message
+from nemotron_dagster.config.references import Unresolved, unset_secrets
 from nemotron_dagster.errors import NemotronError, ProfileError
 from nemotron_dagster.project import Project
 
@@ -44,23 +44,11 @@ def check_profile(
     except ProfileError as e:
         where, _, text = str(e).partition(": ")
         return [Finding("error", profile, "", text or where, where if text else "")]
-    found: list[Finding] = []
-    for path, reason in failed.items():
-        key = ".".join(map(str, path))
-        where = environment.where(profile, *path)
-        if reason.variable:
-            fix = f"Export it before use, or write ${{oc.env:{reason.variable},DEFAULT}}."
-            found.append(Finding("warning", profile, key, f"{key}: {reason.reason} here. {fix}", where))
-        else:
-            found.append(Finding("error", profile, key, f"{key}: {reason.reason}. Mend it or remove the key.", where))
+    found = _unresolved(environment, profile, settings, failed)
     for path in environment.literal_secrets(profile):
         where = environment.where(profile, *path)
         text = secret_message(where, profile, path).removeprefix(f"{where}: profile {profile!r}: ")
         found.append(Finding("warning", profile, ".".join(map(str, path)), text, where))
-    for path, variable in unset_secrets(settings, os.environ):
-        key = ".".join(map(str, path))
-        text = f"{key}: variable {variable} is not set here. Export it before use, or write ${{oc.env:{variable},''}}."
-        found.append(Finding("warning", profile, key, text, environment.where(profile, *path)))
 
     unknown = frozenset(str(path[0]) for path in failed)
     known = _without(settings, failed)
@@ -74,6 +62,29 @@ def check_profile(
     for check in (_executor, _required, _storage, _placeholders, _time, _shape, *(CHECKS if step else ())):
         found += check(case)
     return list(dict.fromkeys(found))
+
+
+def _unresolved(
+    environment: Environment, profile: str, settings: dict[str, Any], failed: Mapping[KeyPath, Unresolved]
+) -> list[Finding]:
+    """A wrong reference is an error; a variable that is not set here is one warning, with the keys that want it."""
+    found: list[Finding] = []
+    unset: dict[str, list[KeyPath]] = {}
+    for path, what in failed.items():
+        if what.variable:
+            unset.setdefault(what.variable, []).append(path)
+        else:
+            key = ".".join(map(str, path))
+            text = f"{key}: {what.reason}. Mend it or remove the key."
+            found.append(Finding("error", profile, key, text, environment.where(profile, *path)))
+    for path, variable in unset_secrets(settings, os.environ):
+        if path not in failed:
+            unset.setdefault(variable, []).append(path)
+    for variable, paths in unset.items():
+        keys = [".".join(map(str, path)) for path in paths]
+        text = f"{variable} is not set here; {', '.join(keys)} refer to it. Export it before use, or give a default."
+        found.append(Finding("warning", profile, keys[0], text, environment.where(profile, *paths[0])))
+    return found
 
 
 def _executor(case: Case) -> Iterator[Finding]:

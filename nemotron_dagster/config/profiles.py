@@ -53,7 +53,7 @@ class Environment:
         Raises:
             ProfileError: no such profile, a parent that does not exist, a cycle, or an ``extends`` that is no text.
         """
-        layers = self._walk(name)
+        layers = self.chain_so_far(name)
         parent = layers[-1].table.get("extends") if layers else name
         if parent is None:
             return layers
@@ -130,14 +130,14 @@ class Environment:
 
     def origin(self, name: str, path: KeyPath) -> Layer:
         """The table of the chain that gives this key its value."""
-        layers = self._walk(name) or self.chain(name)
+        layers = self.chain_so_far(name) or self.chain(name)
         return next((layer for layer in layers if _has(layer.table, path)), layers[0])
 
     def where(self, name: str, *path: str | int) -> str:
         """``file:line:column`` of a key of a profile, wherever in its chain it stands; the file alone if unknown."""
         from nemotron_dagster.config.source import toml_position
 
-        layers = self._walk(name)
+        layers = self.chain_so_far(name)
         layer = next((found for found in layers if _has(found.table, path)), layers[0]) if layers else None
         file = layer.file if layer else self.file
         if file is None:
@@ -159,7 +159,7 @@ class Environment:
             if literal or (isinstance(value, str) and looks_secret(value)):
                 yield path
 
-    def _walk(self, name: str) -> tuple[Layer, ...]:
+    def chain_so_far(self, name: str) -> tuple[Layer, ...]:
         """The chain as far as it can be followed: its last table extends nothing, or what cannot be extended."""
         layers: list[Layer] = []
         current: Any = name
