@@ -95,7 +95,9 @@ def check(profiles: tuple[str, ...], step_id: str | None, config: str | None, as
         for line in _lines(findings):
             click.echo(line)
         warnings = len(findings) - errors
-        click.echo(f"{_count(len(names), 'profile')}: {_count(errors, 'error')}, {_count(warnings, 'warning')}.", err=True)
+        click.echo(
+            f"{_count(len(names), 'profile')}: {_count(errors, 'error')}, {_count(warnings, 'warning')}.", err=True
+        )
     if errors:
         sys.exit(ProfileError.exit_code)
 
