@@ -30,8 +30,8 @@ SECTIONS: Mapping[str, Mapping[str, Key]] = {
         "tags": Key((str, list), "Tags of the W&B run (WANDB_TAGS)."),
         "notes": Key(_TEXT, "Notes of the W&B run."),
     },
-    "cli": {"theme": Key(_TEXT, "Theme of printed configs, default monokai.")},
-    "cache": {"git_dir": Key(_TEXT, "Where repositories named by ${auto_mount:...} are cloned.")},
+    "cli": {"theme": Key(_TEXT, "Accepted and not used: configs are printed as plain text.")},
+    "cache": {"git_dir": Key(_TEXT, "Accepted and not used: targets clone ${auto_mount:...} where the job runs.")},
     "artifacts": {
         "root": Key(_TEXT, "Where artifacts are kept; default: artifacts/ in the project's state."),
         "backend": Key(_TEXT, "Accepted and not used: the reference documents it, but never reads it."),

@@ -20,6 +20,8 @@ _EXTENDS = {"type": "string", "description": "Profile whose keys this one starts
 #: Also accepted where no text is: an interpolation, and the empty text, which means "not set".
 _REFERENCE = {"type": "string", "pattern": r"^$|\$\{.+\}"}
 _NUMERAL = {"type": "string", "pattern": r"^$|^\s*[0-9]+\s*$|\$\{.+\}"}
+#: pydantic leaves its own words where a validator runs before the constraint.
+_CONSTRAINTS = {"ge": "minimum", "le": "maximum", "min_length": "minLength", "max_length": "maxLength"}
 _TYPES = {str: "string", list: "array", bool: "boolean", dict: "object"}
 _IN_WORDS = {
     "integer": "number", "number": "number", "string": "text", "boolean": "true or false", "object": "table",
@@ -64,7 +66,7 @@ def schema_text(project: Project) -> str:
 
 
 def key_tables(project: Project) -> str:
-    """Markdown: the keys that every target has, then those of each one."""
+    """Markdown: the keys that every target has, those of each one, and those of the system sections."""
     from nemotron_dagster.jobs.settings import CommonSettings
 
     models = _models(project)
@@ -73,7 +75,18 @@ def key_tables(project: Project) -> str:
     for name, model in models.items():
         own = {k: v for k, v in _keys(model).items() if k != "executor" and (k not in common or v != common[k])}
         parts += [f"### {name}", _rows(own, {n: f.default for n, f in model.model_fields.items()})]
-    return "\n\n".join(parts) + "\n"
+    lines = ["### System sections", "| Section | Key | Type | Meaning |\n|---|---|---|---|"]
+    lines[1] += "".join(f"\n| {row} |" for name, keys in SECTIONS.items() for row in _section_rows(name, keys))
+    return "\n\n".join([*parts, *lines]) + "\n"
+
+
+def _section_rows(name: str, keys: Mapping[str, Key]) -> list[str]:
+    found: list[str] = []
+    for key, what in keys.items():
+        words = " or ".join(_IN_WORDS[_TYPES[t]] for t in what.types)
+        inner = _section_rows(f"{name}.{key}", what.keys) if what.keys else []
+        found += inner or [f"`[{name}]` | `{key}` | {words} | {what.description}"]
+    return found
 
 
 def _models(project: Project) -> dict[str, type[BaseModel]]:
@@ -106,7 +119,7 @@ def _clean(schema: Any) -> Any:
         return [_clean(s) for s in schema]
     if not isinstance(schema, Mapping):
         return schema
-    kept = {k: _clean(v) for k, v in schema.items() if k not in ("title", "default", "description")}
+    kept = {_CONSTRAINTS.get(k, k): _clean(v) for k, v in schema.items() if k not in ("title", "default", "description")}
     if "const" in kept:
         kept["enum"] = [kept.pop("const")]
     return kept
