@@ -146,7 +146,10 @@ mounts = ["m:n"]
         ("[a]\nextends = 5\n", r"env\.toml:2:1: `extends` of profile 'a' is a number"),
         ('[a]\nextends = "base1"\n[base]\n', r"env\.toml:2:1: unknown profile 'base1' \(extended by 'a'\).*mean base"),
         ('[a]\nextends = "a"\n', r"env\.toml:2:1: .*circle: a -> a"),
-        ('[a]\nextends = "b"\n[b]\nx = 1\nextends = "c"\n[c]\nextends = "b"\n', r"toml:7:1: .*circle: a -> b -> c -> b"),
+        (
+            '[a]\nextends = "b"\n[b]\nx = 1\nextends = "c"\n[c]\nextends = "b"\n',
+            r"toml:7:1: .*circle: a -> b -> c -> b",
+        ),
         ('[a]\nextends = "wandb"\n[wandb]\nproject = "p"\n', r"toml:2:1: unknown profile 'wandb'.*system section"),
         ("[a]\ntime = 04:00:00\n", r"toml:2:1: time = 04:00:00 is a TOML time.*\"04:00:00\""),
         ('[a]\nx = "${oc.env:SURELY_UNSET}"\n', r"toml:2:1: profile 'a': x: variable SURELY_UNSET is not set\. Export"),
@@ -154,7 +157,10 @@ mounts = ["m:n"]
         ('[a]\nx = "${oc.env:"\n', r"toml:2:1: profile 'a': x: .*malformed"),
         ('[a]\nx = "${y}"\ny = "${x}"\n', r"toml:2:1: profile 'a': x: .*[Rr]ecursive"),
         ('[a]\nx = "${art:m,path}"\n', r"toml:2:1: profile 'a': x: profiles know .* not \$\{art:"),
-        ('[a]\nextends = "b"\n[b]\n[b.env_vars]\nX = "${oc.env:SURELY_UNSET}"\n', r"toml:5:1: profile 'a': env_vars\.X"),
+        (
+            '[a]\nextends = "b"\n[b]\n[b.env_vars]\nX = "${oc.env:SURELY_UNSET}"\n',
+            r"toml:5:1: profile 'a': env_vars\.X",
+        ),
         ('[a]\nm = ["x", "${oc.env:SURELY_UNSET}"]\n', r"toml:2:\d+: profile 'a': m\.1: variable SURELY_UNSET"),
     ],
 )
@@ -224,7 +230,7 @@ OTHER = "${oc.env:MY_TOKEN,''}"
 def test_revealing_names_the_variable_that_is_not_set_and_takes_defaults() -> None:
     assert reveal("${oc.env:SURELY_UNSET,''}") == ""
     assert reveal("plain") == "plain"
-    with pytest.raises(ProfileError, match="SURELY_UNSET is not set.*Export SURELY_UNSET"):
+    with pytest.raises(ProfileError, match=r"SURELY_UNSET is not set.*Export SURELY_UNSET"):
         reveal("x${oc.env:SURELY_UNSET}")
 
 

@@ -70,7 +70,7 @@ def check(profiles: tuple[str, ...], step_id: str | None, config: str | None, as
     Prints every finding, one line each. Errors make the exit code 4; warnings alone do not.
     """
     from nemotron_dagster.catalog import load_catalog
-    from nemotron_dagster.config.guardrails import check_profile
+    from nemotron_dagster.config.guardrails import check_profiles
     from nemotron_dagster.config.profiles import Environment, find_env_file, read_environment
 
     if config is not None and step_id is None:
@@ -86,8 +86,7 @@ def check(profiles: tuple[str, ...], step_id: str | None, config: str | None, as
     names = list(dict.fromkeys(profiles)) or own
     if file is None and profiles:
         environment = _built_in()
-    for name in names:
-        findings += check_profile(project, environment, name, step, config)
+    findings += check_profiles(project, environment, names, step, config)
     errors = sum(f.level == "error" for f in findings)
     if as_json:
         click.echo(json.dumps([vars(f) for f in findings], indent=2, ensure_ascii=False))

@@ -7,21 +7,21 @@ set here counts as unknown, never as wrong: the file may well be for another mac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from nemotron_dagster.catalog.model import Runspec, Step
 from nemotron_dagster.config.guardrail_case import Case, Finding, Level
 from nemotron_dagster.config.guardrail_facts import Facts, facts, memory_gb, minutes
-from nemotron_dagster.config.guardrail_rules import load_rules
+from nemotron_dagster.config.guardrail_rules import Rules, load_rules
 from nemotron_dagster.config.guardrail_step import CHECKS
 from nemotron_dagster.config.profiles import Environment, KeyPath, secret_message
 from nemotron_dagster.config.references import Unresolved, unset_secrets
 from nemotron_dagster.errors import NemotronError, ProfileError
 from nemotron_dagster.project import Project
 
-__all__ = ["Finding", "check_profile"]
+__all__ = ["Finding", "check_profile", "check_profiles"]
 
 #: Keys of run.env that the step's config wins over the profile.
 _CONFIG_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
@@ -38,7 +38,30 @@ def check_profile(
     Raises:
         ConfigError, UsageError: the config cannot be read, or a guardrails.toml is malformed.
     """
+    return check_profiles(project, environment, [profile], step, config)
+
+
+def check_profiles(
+    project: Project,
+    environment: Environment,
+    profiles: Iterable[str],
+    step: Step | None = None,
+    config: str | None = None,
+) -> list[Finding]:
+    """The findings of several profiles, as ``check_profile`` has them; rules and config are read once."""
     rules = load_rules(project)
+    document = _config(step, config) if step else {}
+    return [f for name in profiles for f in _check(project, environment, name, step, rules, document)]
+
+
+def _check(
+    project: Project,
+    environment: Environment,
+    profile: str,
+    step: Step | None,
+    rules: Rules,
+    document: Mapping[str, Any],
+) -> list[Finding]:
     try:
         settings, failed = environment.resolved(profile)
     except ProfileError as e:
@@ -52,12 +75,11 @@ def check_profile(
 
     unknown = frozenset(str(path[0]) for path in failed)
     known = _without(settings, failed)
-    document, runspec = _config(step, config) if step else ({}, None)
     env = (document.get("run") or {}).get("env") or {}
     own = {k: v for k, v in env.items() if not (isinstance(v, str) and "${" in v)} if isinstance(env, dict) else {}
     effective = {**own, **known, **{k: own[k] for k in _CONFIG_WINS if k in own}}
     case = Case(environment, profile, effective, unknown - set(own), rules, step, document)
-    case = replace(case, facts=_facts(case, runspec))
+    case = replace(case, facts=_facts(case, step.runspec if step else None))
     found += _schema(project, case)
     for check in (_executor, _required, _storage, _placeholders, _time, _shape, *(CHECKS if step else ())):
         found += check(case)
@@ -203,7 +225,7 @@ def _facts(case: Case, runspec: Runspec | None) -> Facts:
     return facts(case.settings, image, shapes, nodes, gpus)
 
 
-def _config(step: Step, name: str | None) -> tuple[dict[str, Any], Runspec | None]:
+def _config(step: Step, name: str | None) -> dict[str, Any]:
     """The step's config with what can be resolved here resolved; what cannot stays as written."""
     from omegaconf import OmegaConf
 
@@ -211,9 +233,9 @@ def _config(step: Step, name: str | None) -> tuple[dict[str, Any], Runspec | Non
     from nemotron_dagster.config.references import resolve
 
     if step.runspec is None:
-        return {}, None
+        return {}
     plain = OmegaConf.to_container(load_yaml(config_path(step, name)))
-    return (resolve({str(k): v for k, v in plain.items()})[0] if isinstance(plain, dict) else {}), step.runspec
+    return resolve({str(k): v for k, v in plain.items()})[0] if isinstance(plain, dict) else {}
 
 
 def _without(settings: Mapping[str, Any], failed: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,9 @@ def resolve(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Path, Unresol
     kept: list[str] = []
     shielded = shield(data, kept)
     failed: dict[Path, Unresolved] = {}
-    values = _walk(OmegaConf.create(_well_formed(shielded, (), failed)), (), failed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # ${oc.env:NAME,} is an empty default, as people write it
+        values = _walk(OmegaConf.create(_well_formed(shielded, (), failed)), (), failed)
     found = {p: Unresolved(unshield(u.text, kept), unshield(u.reason, kept), u.variable) for p, u in failed.items()}
     return unshield(values, kept), found
 

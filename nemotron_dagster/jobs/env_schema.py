@@ -119,7 +119,8 @@ def _clean(schema: Any) -> Any:
         return [_clean(s) for s in schema]
     if not isinstance(schema, Mapping):
         return schema
-    kept = {_CONSTRAINTS.get(k, k): _clean(v) for k, v in schema.items() if k not in ("title", "default", "description")}
+    dropped = ("title", "default", "description")
+    kept = {_CONSTRAINTS.get(k, k): _clean(v) for k, v in schema.items() if k not in dropped}
     if "const" in kept:
         kept["enum"] = [kept.pop("const")]
     return kept
