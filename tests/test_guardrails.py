@@ -141,6 +141,9 @@ def test_a_good_profile_has_no_finding(profile: dict[str, Any], step: str) -> No
          "error: data_prep/rl_prep needs 2 CPUs per node, this profile gives 1. Raise resource_shape"),
         (LEPTON, {"shared_memory_size": 1024}, "sft/megatron_bridge", "default", "warning: shared_memory_size = 1024"),
         (LEPTON, {"container_image": ""}, "sdg/data_designer", "default", "error: lepton runs containers; neither"),
+        ({**LEPTON, "ray_version": "2.48.0"}, {"ray_version": ""}, "rl/nemo_rl/dpo", "default",
+         "warning: lepton usually needs ray_version or existing_ray_cluster"),
+        ({"executor": "local"}, {}, "rl/nemo_rl/dpo", "default", "warning: local runs a Ray step as one process group"),
         ({"executor": "local"}, {"nodes": 2, "gpus_per_node": 8}, "sft/automodel", "default", "error: local has one"),
     ],
 )  # fmt: skip
@@ -198,8 +201,12 @@ def test_every_wrong_key_is_told_not_only_the_first() -> None:
 
 
 def test_a_secret_is_in_no_finding() -> None:
-    token = "hf_" + "a1" * 12
+    token, password = "hf_" + "a1" * 12, "pass<word-planted"
     assert not any(token in text for text in told({**SLURM, "env_vars": {"HF_TOKEN": token}, "qos": [token]}))
+    assert not any(token in text for text in told({**LEPTON, "nemo_run_dir": token, "executor": token}))
+    texts = told({**CLOUD, "app_secret": password})
+    assert any("app_secret holds a secret" in text for text in texts)
+    assert not any(password in text for text in texts)
 
 
 def test_a_base_that_others_extend_need_not_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:

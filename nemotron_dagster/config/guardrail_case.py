@@ -10,6 +10,7 @@ from nemotron_dagster.catalog.model import Step
 from nemotron_dagster.config.guardrail_facts import Facts
 from nemotron_dagster.config.guardrail_rules import Rules
 from nemotron_dagster.config.profiles import Environment
+from nemotron_dagster.config.secrets import redact
 
 Level = Literal["error", "warning"]
 
@@ -40,7 +41,7 @@ class Case:
 
     def find(self, level: Level, key: str, message: str) -> Finding:
         where = self.environment.where(self.profile, *(key.split(".") if key else ()))
-        return Finding(level, self.profile, key, message, where)
+        return Finding(level, self.profile, key, redact(message), where)
 
     @property
     def executor(self) -> str:

@@ -18,7 +18,7 @@ _RULE_KEYS: Mapping[str, tuple[type, ...]] = {
     "variables": _TEXTS,
 }  # fmt: skip
 _EXECUTOR_KEYS: Mapping[str, tuple[type, ...]] = {
-    "required": _TEXTS, "recommended": _TEXTS, "container": (str,), "storage": (dict,),
+    "required": _TEXTS, "recommended": _TEXTS, "ray_recommended": _TEXTS, "container": (str,), "storage": (dict,),
     "doubtful_minutes": _NUMBER, "one_node": (bool,),
 }  # fmt: skip
 _CHOICES = {"gpus": ("required", "none", "any"), "container": ("required", "recommended", "none")}

@@ -92,9 +92,8 @@ def _parallel(case: Case) -> Iterator[Finding]:
             product *= size or 1
         if product > 1 and world % product:
             named = " x ".join(f"{k.rpartition('.')[2]} {v}" for k, v in sizes.items() if v and v > 1)
-            text = (
-                f"{named} needs a multiple of {product} GPUs; {case.facts.nodes} nodes x {case.facts.gpus} are {world}"
-            )
+            have = f"this profile has {world} ({case.facts.nodes} x {case.facts.gpus})"
+            text = f"{named} needs a multiple of {product} GPUs; {have}"
             yield case.find("error", "nodes", f"{text}. Change nodes, gpus_per_node or the config's parallel sizes.")
 
 

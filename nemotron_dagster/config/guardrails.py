@@ -18,11 +18,13 @@ from nemotron_dagster.config.guardrail_rules import Rules, load_rules
 from nemotron_dagster.config.guardrail_step import CHECKS
 from nemotron_dagster.config.profiles import Environment, KeyPath, secret_message
 from nemotron_dagster.config.references import Unresolved, unset_secrets
+from nemotron_dagster.config.secrets import is_secret, redact
 from nemotron_dagster.errors import NemotronError, ProfileError
 from nemotron_dagster.project import Project
 
 __all__ = ["Finding", "check_profile", "check_profiles"]
 
+_COMMANDS = ("run_command", "setup_lines")  # a "<" in them redirects
 #: Keys of run.env that the step's config wins over the profile.
 _CONFIG_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
 
@@ -66,7 +68,7 @@ def _check(
         settings, failed = environment.resolved(profile)
     except ProfileError as e:
         where, _, text = str(e).partition(": ")
-        return [Finding("error", profile, "", text or where, where if text else "")]
+        return [Finding("error", profile, "", redact(text or where), where if text else "")]
     found = _unresolved(environment, profile, settings, failed)
     for path in environment.literal_secrets(profile):
         where = environment.where(profile, *path)
@@ -97,7 +99,7 @@ def _unresolved(
             unset.setdefault(what.variable, []).append(path)
         else:
             key = ".".join(map(str, path))
-            text = f"{key}: {what.reason}. Mend it or remove the key."
+            text = redact(f"{key}: {what.reason}. Mend it or remove the key.")
             found.append(Finding("error", profile, key, text, environment.where(profile, *path)))
     for path, variable in unset_secrets(settings, os.environ):
         if path not in failed:
@@ -147,7 +149,10 @@ def _schema(project: Project, case: Case) -> Iterator[Finding]:
 def _required(case: Case) -> Iterator[Finding]:
     rule = case.rules.of_executor(case.executor)
     level: Level = "error" if case.step or not _is_parent(case) else "warning"
-    for name, how in (("required", level), ("recommended", "warning")):
+    ray = case.step is not None and case.step.runspec is not None and case.step.runspec.launch == "ray"
+    for name, how in (("required", level), ("recommended", "warning"), ("ray_recommended", "warning")):
+        if name == "ray_recommended" and not ray:
+            continue
         for alternatives in rule.get(name, ()):
             keys = alternatives.split("|")
             if any(case.settings.get(k) or k in case.unknown for k in keys):
@@ -155,6 +160,9 @@ def _required(case: Case) -> Iterator[Finding]:
             verb = "needs" if name == "required" else "usually needs"
             text = f"{case.executor} {verb} {' or '.join(keys)}. Set {keys[0]} in this profile or its parent."
             yield case.find("error" if how == "error" else "warning", "", text)
+    if ray and rule.get("one_node"):
+        text = f"{case.executor} runs a Ray step as one process group of this machine. Use a cluster's profile"
+        yield case.find("warning", "executor", f"{text}, unless its GPUs are enough.")
     image = rule.get("container", "none")
     if case.step is None or image == "none" or case.facts.image or {"container_image", "container"} & case.unknown:
         return
@@ -182,7 +190,7 @@ def _storage(case: Case) -> Iterator[Finding]:
 def _placeholders(case: Case) -> Iterator[Finding]:
     words = case.rules.table("placeholders").get("contains", [])
     for key, value in case.settings.items():
-        if isinstance(value, str) and "${" not in value and key not in ("run_command", "setup_lines"):
+        if isinstance(value, str) and "${" not in value and not is_secret(key) and key not in _COMMANDS:
             for word in words:
                 if word in value:
                     yield case.find(
