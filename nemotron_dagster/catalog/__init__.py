@@ -79,6 +79,11 @@ def load_catalog(project: Project) -> Catalog:
                 step = load_step(folder, root)
                 for port in (*step.consumes, *step.produces):
                     types.check(port.type, str(folder / "step.toml"))
+                if not step.produces:
+                    raise ConfigError(
+                        f"{folder / 'step.toml'}: has no [[produces]] entry, and every step is an asset. "
+                        "Name the artifact type that it makes."
+                    )
                 steps[step_id] = step
             except ConfigError as e:
                 broken[step_id] = e
