@@ -12,6 +12,7 @@ from nemotron_dagster.catalog.shape import line_of, manifest_problems, runspec_p
 from nemotron_dagster.errors import ConfigError
 
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
+_ID = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 
 
 def load_step(directory: Path, root: Path) -> Step:
@@ -21,11 +22,13 @@ def load_step(directory: Path, root: Path) -> Step:
         ConfigError: the manifest or the runspec is not readable, naming the file and the key.
     """
     file = directory / "step.toml"
+    path_id = directory.relative_to(root).as_posix()
+    if not _ID.fullmatch(path_id):
+        raise ConfigError(f"{file}: {path_id!r} is no step id. Name the folders with letters, digits, _ and - only.")
     doc = read_toml(file)
     for problem in manifest_problems(doc):
         raise ConfigError(f"{file}:{line_of(_text(file), problem)}: {problem.message}")
     step = doc["step"]
-    path_id = directory.relative_to(root).as_posix()
     step_id = str(step.get("id", path_id))
     if step_id != path_id:
         raise ConfigError(f"{file}: id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")

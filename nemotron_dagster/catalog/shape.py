@@ -36,6 +36,10 @@ def _needed(kind: Kind) -> Kind:
 _TEXT = Kind("text", lambda v: isinstance(v, str))
 _WORD = Kind("text that is not empty", lambda v: isinstance(v, str) and bool(v.strip()))
 _FLAG = Kind("true or false", lambda v: isinstance(v, bool))
+_GROUP = Kind(
+    "letters, digits and _ (it is a group in the UI)",
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w+", v, re.A)),
+)
 _TEXTS = Kind('a list of texts, like ["a", "b"]', _texts)
 _LIST = Kind("a list", lambda v: isinstance(v, list))
 _ANY = Kind("any value", lambda v: True)
@@ -46,7 +50,7 @@ _STATE = Kind("'ready' or 'planned'", lambda v: v in ("ready", "planned"))
 _FORMAT = Kind("omegaconf or yaml", lambda v: v in ("omegaconf", "yaml"))
 
 STEP: Keys = {
-    "id": _WORD, "name": _WORD, "category": _WORD, "description": _TEXT, "summary": _TEXT, "tags": _TEXTS,
+    "id": _WORD, "name": _WORD, "category": _GROUP, "description": _TEXT, "summary": _TEXT, "tags": _TEXTS,
     "stack": _ANY, "difficulty": _ANY, "payload": _STATE, "env": _WORD, "resumable": _FLAG, "freeform": _TEXTS,
 }  # fmt: skip
 _PORT: Keys = {
