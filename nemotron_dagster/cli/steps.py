@@ -1,7 +1,8 @@
-"""``nemotron steps list | show | run``."""
+"""``nemotron steps list | show | run``; ``new`` and ``check`` in modules of their own."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from typing import Any
@@ -29,9 +30,29 @@ _TITLES = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_LAZY = {
+    "new": ("nemotron_dagster.cli.new_step", "new"),
+    "check": ("nemotron_dagster.cli.check", "check"),
+}
+
+
+class _Group(click.Group):
+    """Imports what stands in ``_LAZY`` when it is used: `steps list` must not pay for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_LAZY]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _LAZY:
+            return super().get_command(ctx, name)
+        module, function = _LAZY[name]
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """List, show and run steps."""
+    """List, show, run, add and check steps."""
 
 
 @cli.command("list")

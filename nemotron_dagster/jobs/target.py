@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any, Protocol
 
 from nemotron_dagster.errors import ProfileError, did_you_mean
-from nemotron_dagster.project import Project
+from nemotron_dagster.project import Project, bundled
 
 
 class State(StrEnum):
@@ -113,14 +114,43 @@ def target_modules(project: Project) -> dict[str, ModuleType]:
         for file in sorted(folder.glob("[!_]*.py")):
             if file.stem in modules:
                 continue
-            name = f"nemotron_resources_{file.stem}"
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module  # pydantic and dataclasses look their module up
-            spec.loader.exec_module(module)
-            modules[file.stem] = module
+            modules[file.stem] = _module(f"nemotron_resources_{file.stem}", file)
     return modules
+
+
+def bundled_target(name: str) -> ModuleType:
+    """The bundled module of this name, for a project's own target to build on.
+
+    Raises:
+        ProfileError: no such module.
+    """
+    file = bundled("resources") / f"{name}.py"
+    if not file.is_file():
+        known = [p.stem for p in sorted(file.parent.glob("[!_]*.py"))]
+        raise ProfileError(f"no bundled target {name!r}.{did_you_mean(name, known)} Available: {', '.join(known)}.")
+    return _module(f"nemotron_bundled_{name}", file)
+
+
+def _module(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic and dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except ProfileError:
+        raise
+    except Exception as e:  # somebody's own code: anything can go wrong in it
+        where = next(
+            (f"{file}:{s.lineno}" for s in reversed(extract_tb(e.__traceback__)) if s.filename == str(file)), file
+        )
+        raise ProfileError(
+            f"{where}: cannot be loaded as a target ({type(e).__name__}: {e}). Mend or remove it."
+        ) from e
+    missing = [n for n in ("Settings", "make_target") if not hasattr(module, n)]
+    if missing:
+        raise ProfileError(f"{file}: has no {' and no '.join(missing)}, so it is no target. See docs/projects.md.")
+    return module
 
 
 def make_target(project: Project, profile: str | None, settings: Mapping[str, Any]) -> Target:
