@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from nemotron_dagster.catalog.manifest import load_step
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
 from nemotron_dagster.catalog.types import TypeGraph, load_types
 from nemotron_dagster.errors import ConfigError, UsageError, did_you_mean
+from nemotron_dagster.files import printable
 from nemotron_dagster.project import Project
 
 __all__ = ["Catalog", "Parameter", "Port", "Runspec", "Step", "TypeGraph", "load_catalog"]
@@ -57,21 +58,34 @@ class Catalog:
         ]
 
 
-def _step_folders(root: Path) -> Iterator[Path]:
-    for manifest in sorted(root.glob("[!._]*/**/step.toml")):
-        if not any(part.startswith(("_", ".")) for part in manifest.relative_to(root).parts):
-            yield manifest.parent
+def _step_folders(root: Path, broken: dict[str, ConfigError]) -> list[Path]:
+    """The folders below ``root`` that have a step.toml, whatever that is; links are followed, each place once."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def unreadable(e: OSError) -> None:
+        name = Path(e.filename).relative_to(root).as_posix()
+        broken[printable(name)] = ConfigError(f"{printable(e.filename)}: cannot be read ({e.strerror}). Check it.")
+
+    for here, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        status = os.stat(here)
+        again = (status.st_dev, status.st_ino) in seen
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [] if again else sorted(f for f in folders if not f.startswith(("_", ".")) and f != "step.toml")
+        if "step.toml" in names or os.path.isdir(f"{here}/step.toml"):
+            found.append(Path(here))
+    return sorted(f for f in found if f != root)
 
 
 @cache
 def load_catalog(project: Project) -> Catalog:
     """Load every step of the project's ``steps/`` and of the bundle; a project's step replaces a bundled one."""
     roots = project.folders("steps")
-    types = load_types([f for r in roots if (f := r / "types.toml").is_file()])
+    types = load_types([f for r in roots if os.path.lexists(f := r / "types.toml")])
     steps: dict[str, Step] = {}
     broken: dict[str, ConfigError] = {}
     for root in roots:
-        for folder in _step_folders(root):
+        for folder in _step_folders(root, broken):
             step_id = folder.relative_to(root).as_posix()
             if step_id in steps or step_id in broken:
                 continue
@@ -86,6 +100,6 @@ def load_catalog(project: Project) -> Catalog:
                     )
                 steps[step_id] = step
             except ConfigError as e:
-                broken[step_id] = e
+                broken[printable(step_id)] = e
     order = sorted(steps.values(), key=lambda s: (s.category, s.id, str(s.directory)))
     return Catalog({s.id: s for s in order}, types, broken)

@@ -6,17 +6,19 @@ import ast
 import graphlib
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog import Catalog, Step
-from nemotron_dagster.catalog.manifest import read_toml, runspec_table
+from nemotron_dagster.catalog.fields import Table
+from nemotron_dagster.catalog.manifest import read_tables, runspec_table
 from nemotron_dagster.catalog.shape import Problem, line_of, manifest_problems, runspec_problems, toml_line
 from nemotron_dagster.catalog.types import TypeGraph, load_types
 from nemotron_dagster.errors import ConfigError, did_you_mean
+from nemotron_dagster.files import read_text, read_toml
 
 FORBIDDEN = ("dagster", "nemotron_dagster", "nemo_run")
 _IMAGE = re.compile(
@@ -53,13 +55,10 @@ def of_error(error: ConfigError, file: Path, step: str = "") -> Finding:
 
 
 def check_types(files: list[Path], catalog: Catalog) -> Iterator[Finding]:
-    """The type graph: parents that exist, no circle, converters that exist and convert what they are named for."""
+    """The type graph: no circle, converters that exist and convert what they are named for."""
     for file in files:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         for name, table in read_toml(file).items():
-            for parent in table.get("is_a", ()):
-                if parent not in catalog.types.parents:
-                    yield _type(file, text, name, "is_a", _no_type(catalog.types, parent))
             for target, step_id in table.get("convert_to", {}).items():
                 for problem in _converter(catalog, name, target, step_id):
                     yield _type(file, text, name, "convert_to", problem)
@@ -68,13 +67,11 @@ def check_types(files: list[Path], catalog: Catalog) -> Iterator[Finding]:
     except graphlib.CycleError as e:
         circle = " -> ".join(e.args[1])
         file = next(f for f in files if e.args[1][0] in read_toml(f))
-        yield _type(
-            file, file.read_text("utf-8"), e.args[1][0], "is_a", f"types are each other: {circle}. Cut one is_a."
-        )
+        yield _type(file, read_text(file), e.args[1][0], "is_a", f"types are each other: {circle}. Cut one is_a.")
 
 
 def _type(file: Path, text: str, name: str, key: str, problem: str) -> Finding:
-    return Finding(str(file), toml_line(text, name, 0, key), "error", f"type {name}: {problem}")
+    return Finding(str(file), toml_line(text, name, key=key), "error", f"type {name}: {problem}")
 
 
 def _no_type(types: TypeGraph, name: str) -> str:
@@ -112,24 +109,27 @@ def stray_folders(roots: list[Path]) -> Iterator[Finding]:
 
 def broken_step(folder: Path, step_id: str, error: ConfigError) -> list[Finding]:
     """Everything that is wrong with the shape of a step that did not load; at least the error itself."""
+    found = [of_error(error, folder / "step.toml", step_id)]
+    lines = {(f.file, f.line) for f in found}
+    for problem in _shape(folder, step_id):
+        if (problem.file, problem.line) not in lines:
+            found.append(problem)
+    return found
+
+
+def _shape(folder: Path, step_id: str) -> Iterator[Finding]:
+    """What does not have the shape of a manifest or a runspec; nothing of a file that is not TOML at all."""
     file, script = folder / "step.toml", folder / "step.py"
-    found = []
-    try:
-        text = file.read_text(encoding="utf-8")
-        found += [_problem(file, text, p, step_id) for p in manifest_problems(read_toml(file))]
-    except (ConfigError, OSError, UnicodeDecodeError):
-        pass
-    try:
-        text = script.read_text(encoding="utf-8")
-        found += [_problem(script, text, p, step_id) for p in runspec_problems(runspec_table(script, text))]
-    except (ConfigError, OSError, UnicodeDecodeError):
-        pass
-    first = of_error(error, file, step_id)
-    return found if any(f.message == first.message for f in found) else [first, *found]
+    with suppress(ConfigError):
+        doc = read_tables(file)
+        yield from (_problem(file, doc, p, step_id) for p in manifest_problems(doc.values))
+    with suppress(ConfigError):
+        spec = runspec_table(script)
+        yield from (_problem(script, spec, p, step_id) for p in runspec_problems(spec.values))
 
 
-def _problem(file: Path, text: str, problem: Problem, step_id: str) -> Finding:
-    return Finding(str(file), line_of(text, problem), "error", problem.message, step_id)
+def _problem(file: Path, table: Table, problem: Problem, step_id: str) -> Finding:
+    return Finding(str(file), line_of(table.text, problem, table.first_line), "error", problem.message, step_id)
 
 
 def check_folder(step: Step, catalog: Catalog, families: set[str]) -> Iterator[Finding]:
@@ -138,7 +138,8 @@ def check_folder(step: Step, catalog: Catalog, families: set[str]) -> Iterator[F
     ``families`` are the payload environments that there are.
     """
     file = step.directory / "step.toml"
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
+    yield from _shape(step.directory, step.id)
 
     def at(table: str, index: int, key: str, message: str, level: str = "error") -> Finding:
         return Finding(str(file), toml_line(text, table, index, key), level, message, step.id)
@@ -151,12 +152,7 @@ def check_folder(step: Step, catalog: Catalog, families: set[str]) -> Iterator[F
             "step", 0, "env", f"no payload environment {step.env!r}.{did_you_mean(step.env, families)} Known: {known}."
         )
     for kind, ports in (("consumes", step.consumes), ("produces", step.produces)):
-        names = Counter(p.name for p in ports)
         for i, port in enumerate(ports):
-            if names[port.name] > 1:
-                yield at(
-                    kind, i, "name", f"{kind}: several ports are named {port.name!r}. Give each a name = of its own."
-                )
             if port.bind is None:
                 yield at(kind, i, "", f"{kind} {port.name}: has no bind. Name the config key that carries the path.")
             if kind == "consumes" and port.source:
@@ -169,9 +165,9 @@ def check_folder(step: Step, catalog: Catalog, families: set[str]) -> Iterator[F
             told = f"parameter {parameter.name}: default {parameter.default!r} is none of its choices"
             yield at("parameters", i, "default", f"{told} ({', '.join(choices)}). Add it or mend it.")
     for name in ("errors", "models"):
-        rows = [row["name"] for row in getattr(step, name)]
+        rows = [row.get("name") for row in getattr(step, name)]
         for i, row in enumerate(rows):
-            if row in rows[:i]:
+            if row is not None and row in rows[:i]:
                 yield at(name, i, "name", f"[[{name}]] {row!r} is there twice. Drop one.")
     if not (step.directory / "README.md").is_file():
         yield Finding(
@@ -206,7 +202,7 @@ def _check_script(step: Step) -> Iterator[Finding]:
         return
     for file in sorted(p for p in step.directory.rglob("*.py") if "__pycache__" not in p.parts):
         try:
-            source = file.read_text(encoding="utf-8")
+            source = read_text(file)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(source, str(file))
@@ -214,8 +210,11 @@ def _check_script(step: Step) -> Iterator[Finding]:
         except SyntaxError as e:
             yield Finding(str(file), e.lineno or 1, "error", f"is not valid Python: {e.msg}. Mend that line.", step.id)
             continue
-        except (OSError, ValueError) as e:
-            yield Finding(str(file), 1, "error", f"cannot be read as Python ({e}). Save it as UTF-8 text.", step.id)
+        except ConfigError as e:
+            yield of_error(e, file, step.id)
+            continue
+        except ValueError as e:  # NUL bytes
+            yield Finding(str(file), 1, "error", f"cannot be read as Python ({e}). Mend it.", step.id)
             continue
         for name, line in _imports(tree):
             if name.partition(".")[0] in FORBIDDEN:
@@ -261,11 +260,11 @@ def _check_runspec(step: Step) -> Iterator[Finding]:
     spec = step.runspec
     if spec is None:
         return
-    text = step.script.read_text(encoding="utf-8")
+    written = runspec_table(step.script)
 
     def at(table: str, key: str, message: str, level: str = "error") -> Finding:
-        header = f"tool.runspec{table}"
-        return Finding(str(step.script), toml_line(text, header, 0, key), level, message, step.id)
+        line = toml_line(written.text, f"tool.runspec{table}", 0, key, written.first_line)
+        return Finding(str(step.script), line, level, message, step.id)
 
     if spec.name and spec.name != f"steps/{step.id}":
         yield at("", "name", f"runspec name {spec.name!r} is not 'steps/{step.id}'. Set it to that.", "warning")
@@ -287,12 +286,10 @@ def _check_runspec(step: Step) -> Iterator[Finding]:
         )
 
 
-def load_problems(files: list[Path]) -> list[Finding]:
-    """Why the type graph does not load at all, file by file."""
-    found = []
-    for file in files:
-        try:
-            load_types([file])
-        except ConfigError as e:
-            found.append(of_error(e, file))
-    return found
+def load_problem(files: list[Path]) -> Finding | None:
+    """Why the type graph does not load at all."""
+    try:
+        load_types(files)
+    except ConfigError as e:
+        return of_error(e, files[0])
+    return None

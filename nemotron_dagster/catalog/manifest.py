@@ -2,142 +2,207 @@
 
 from __future__ import annotations
 
+import os
 import re
-import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from nemotron_dagster.catalog.fields import Table
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
-from nemotron_dagster.catalog.shape import line_of, manifest_problems, runspec_problems
 from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
+_STEP_KEYS = {
+    "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
+    "payload", "env", "resumable", "freeform",
+}  # fmt: skip
+_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
+_TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
+_RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
+_KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+)*")
 _ID = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+_GROUP = re.compile(r"[A-Za-z0-9_]+")
 
 
 def load_step(directory: Path, root: Path) -> Step:
     """The step in ``directory``, a folder somewhere below the ``steps/`` folder ``root``.
 
     Raises:
-        ConfigError: the manifest or the runspec is not readable, naming the file and the key.
+        ConfigError: the manifest or the runspec is not readable or wrong, naming file, line and key. No other error.
     """
-    file = directory / "step.toml"
+    doc = read_tables(directory / "step.toml")
+    doc.known(_TABLES, "top level")
+    if not isinstance(doc.values.get("step"), dict):
+        raise doc.error(None, "has no [step] table. Add one with id, name and description.")
+    step = doc.table("step")
+    step.known(_STEP_KEYS, "[step]")
     path_id = directory.relative_to(root).as_posix()
+    if printable(path_id) != path_id:
+        raise doc.error(None, "the folder's path holds characters that cannot be printed. Rename the folder.")
     if not _ID.fullmatch(path_id):
-        raise ConfigError(f"{file}: {path_id!r} is no step id. Name the folders with letters, digits, _ and - only.")
-    doc = read_toml(file)
-    for problem in manifest_problems(doc):
-        raise ConfigError(f"{file}:{line_of(_text(file), problem)}: {problem.message}")
-    step = doc["step"]
-    step_id = str(step.get("id", path_id))
+        raise doc.error(None, f"{path_id!r} is no step id. Name the folders with letters, digits, _ and - only.")
+    step_id = step.text_of("id", path_id)
     if step_id != path_id:
-        raise ConfigError(f"{file}: id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")
+        raise step.error("id", f"id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")
+    if not _GROUP.fullmatch(step.text_of("category", "x")):  # Dagster's groups have no other characters
+        raise step.wrong("category", "a word of letters, digits and _")
+    payload = step.text_of("payload", "ready")
+    if payload not in ("ready", "planned"):
+        raise step.wrong("payload", "'ready' or 'planned'")
     return Step(
         id=step_id,
-        name=str(step.get("name", directory.name.replace("_", " ").title())),
-        category=str(step.get("category", step_id.split("/", maxsplit=1)[0])),
-        description=str(step.get("description", step.get("summary", ""))).strip(),
+        name=step.text_of("name", directory.name.replace("_", " ").title()),
+        category=step.text_of("category", step_id.split("/", maxsplit=1)[0]),
+        description=step.text_of("description", step.text_of("summary")).strip(),
         directory=directory,
-        tags=tuple(step.get("tags", ())),
-        consumes=tuple(_port(t) for t in doc.get("consumes", ())),
-        produces=tuple(_port(t) for t in doc.get("produces", ())),
-        parameters=tuple(_parameter(t) for t in doc.get("parameters", ())),
-        models=tuple(doc.get("models", ())),
-        strategies=tuple(doc.get("strategies", ())),
-        errors=tuple(doc.get("errors", ())),
-        reference=doc.get("reference", {}),
-        ready=step.get("payload", "ready") == "ready",
-        env=str(step.get("env", "engine")),
-        resumable=bool(step.get("resumable", False)),
-        freeform=tuple(step.get("freeform", ())),
+        tags=step.texts("tags"),
+        consumes=_ports(doc, "consumes"),
+        produces=_ports(doc, "produces"),
+        parameters=tuple(_parameter(t) for t in doc.tables("parameters")),
+        models=tuple(t.values for t in doc.tables("models")),
+        strategies=tuple(t.values for t in doc.tables("strategies")),
+        errors=tuple(t.values for t in doc.tables("errors")),
+        reference=doc.table("reference").values,
+        ready=payload == "ready",
+        env=step.text_of("env", "engine"),
+        resumable=step.flag("resumable", False),
+        freeform=step.texts("freeform"),
         runspec=read_runspec(directory / "step.py"),
     )
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """The file's tables.
+def read_tables(file: Path) -> Table:
+    """The whole file as a table.
 
     Raises:
-        ConfigError: missing, unreadable or malformed, with the parser's line and column.
+        ConfigError: missing, unreadable or malformed, with line and column.
     """
-    try:
-        return tomllib.loads(_text(file))
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{file}: is not valid TOML: {e}. Mend that line.") from e
+    text = read_text(file, ConfigError, MAX_TOML)
+    return Table(parse_toml(text, file), (), printable(file), text)
 
 
 def read_runspec(script: Path) -> Runspec | None:
     """The ``[tool.runspec]`` of a step.py (PEP 723 block), or None where there is no step.py.
 
     Raises:
-        ConfigError: the block is missing or malformed.
+        ConfigError: the file cannot be read, the block is missing or malformed, or a value has the wrong type.
     """
-    if not script.is_file():
+    if not os.path.lexists(script):
         return None
-    text = _text(script)
-    spec = runspec_table(script, text)
-    for problem in runspec_problems(spec):
-        raise ConfigError(f"{script}:{line_of(text, problem)}: {problem.message}")
-    run, config, resources = spec.get("run", {}), spec.get("config", {}), spec.get("resources", {})
+    spec = runspec_table(script)
+    spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
+    run, config, resources = spec.table("run"), spec.table("config"), spec.table("resources")
+    run.known(("launch", "cmd", "workdir"), "[tool.runspec.run]")
+    config.known(("dir", "default", "format"), "[tool.runspec.config]")
+    resources.known(("nodes", "gpus_per_node"), "[tool.runspec.resources]")
+    launch = run.text_of("launch", "torchrun")
+    if launch not in ("python", "torchrun", "ray"):
+        raise run.error("launch", f"runspec launch {launch!r} is none of python, torchrun, ray. Use one of them.")
     return Runspec(
-        name=spec.get("name", ""),
-        image=spec.get("image"),
-        launch=run.get("launch", "torchrun"),
-        cmd=run.get("cmd"),
-        workdir=run.get("workdir"),
-        config_dir=(script.parent / config.get("dir", "./config")),
-        default_config=config.get("default", "default"),
-        nodes=resources.get("nodes", 1),
-        gpus_per_node=resources.get("gpus_per_node", 8),
+        name=spec.text_of("name"),
+        image=spec.optional_text("image"),
+        launch=launch,
+        cmd=run.optional_text("cmd"),
+        workdir=run.optional_text("workdir"),
+        config_dir=_config_dir(config, script.parent),
+        default_config=_default_config(config),
+        nodes=resources.count("nodes", 1, 1),
+        gpus_per_node=resources.count("gpus_per_node", 8, 0),
     )
 
 
-def runspec_table(script: Path, text: str) -> dict[str, Any]:
-    """The ``[tool.runspec]`` table as it is written.
+def runspec_table(script: Path) -> Table:
+    """The ``[tool.runspec]`` table of a step.py as it is written.
 
     Raises:
-        ConfigError: no such block, or not TOML.
+        ConfigError: the file cannot be read, or the block is missing or malformed.
     """
-    match = _BLOCK.search(text)
+    source = read_text(script)
+    match = _BLOCK.search(source)
     if not match:
         raise ConfigError(f"{script}: has no `# /// script` block. Add one with a [tool.runspec] table.")
-    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].splitlines())
-    try:
-        tool = tomllib.loads(body).get("tool")
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{script}: its `# /// script` block is not valid TOML: {e}. Mend that line.") from e
-    spec = tool.get("runspec") if isinstance(tool, dict) else None
-    if not isinstance(spec, dict):
+    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].split("\n"))
+    first = source.count("\n", 0, match.start("body")) + 1
+    values = parse_toml(body, script, ConfigError, first, "its `# /// script` block is")
+    tool = Table(values, (), printable(script), body, first, 2).table("tool")
+    if not isinstance(tool.values.get("runspec"), dict):
         raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
-    return spec
+    return tool.table("runspec")
 
 
-def _text(file: Path) -> str:
+def _config_dir(config: Table, step: Path) -> Path:
+    name = config.text_of("dir", "./config")
+    folder = step / name
     try:
-        return file.read_text(encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(f"{file}: cannot be read ({e.strerror}). Check the path and its permissions.") from e
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{file}: is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from e
+        inside = folder.resolve().is_relative_to(step.resolve())
+        readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+    except (ValueError, OSError, RuntimeError) as e:  # NUL, too long, a circle of links
+        raise config.wrong("dir", "a folder below the step's own") from e
+    if not inside:
+        raise config.error("dir" if "dir" in config.values else None, f"{name!r} leaves the step's folder. Move it in.")
+    if not readable:
+        raise ConfigError(f"{printable(folder)}: cannot be read (permission denied). Check its permissions.")
+    return folder
 
 
-def _port(table: dict[str, Any]) -> Port:
-    return Port(
-        name=table.get("name", table["type"]),
-        type=table["type"],
-        required=table.get("required", True),
-        description=table.get("description", "").strip(),
-        bind=table.get("bind"),
-        source=table.get("from"),
-        path=table.get("path", "."),
-        suffix=table.get("suffix", ""),
-    )
+def _default_config(config: Table) -> str:
+    name = config.text_of("default", "default")
+    if not name or "/" in name or printable(name) != name:
+        raise config.wrong("default", "the name of a config, without folder and suffix")
+    return name
 
 
-def _parameter(table: dict[str, Any]) -> Parameter:
+def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
+    ports: dict[str, Port] = {}
+    for table in doc.tables(kind):
+        table.known(_PORT_KEYS, f"[[{kind}]]")
+        if "type" not in table.values:
+            raise table.error(None, f"a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
+        port_type = table.text_of("type")
+        name = table.text_of("name", port_type)
+        if name in ports:
+            raise table.error(None, f"a second [[{kind}]] entry is named {name!r}. Give it another `name`.")
+        bind = table.optional_text("bind")
+        if bind is not None and not _KEY.fullmatch(bind):
+            raise table.wrong("bind", "a config key like section.key")
+        path = table.text_of("path", ".")
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path:
+            raise table.wrong("path", "a path below the output directory")
+        ports[name] = Port(
+            name=name,
+            type=port_type,
+            required=table.flag("required", True),
+            description=table.text_of("description").strip(),
+            bind=bind,
+            source=table.optional_text("from"),
+            path=path,
+            suffix=table.text_of("suffix"),
+        )
+    return tuple(ports.values())
+
+
+def _parameter(table: Table) -> Parameter:
+    table.known(("name", "default", "description", "choices"), "[[parameters]]")
+    if "name" not in table.values:
+        raise table.error(None, "a [[parameters]] entry has no name. Name the config key that it describes.")
+    choices = table.values.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(c, (str, int, float)) for c in choices):
+        raise table.wrong("choices", "a list of texts or numbers")
+    if not _plain(table.values.get("default")):
+        raise table.wrong("default", "a text, number, true, false, or a list or table of them (quote a date)")
     return Parameter(
-        name=table["name"],
-        default=table.get("default"),
-        description=table.get("description", "").strip(),
-        choices=tuple(table.get("choices", ())),
+        name=table.text_of("name"),
+        default=table.values.get("default"),
+        description=table.text_of("description").strip(),
+        choices=tuple(choices),
     )
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    if isinstance(value, dict):
+        return all(_plain(v) for v in value.values())
+    if isinstance(value, list):
+        return all(_plain(v) for v in value)
+    return value is None or isinstance(value, (str, int, float))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nemotron_dagster.errors import did_you_mean
+from nemotron_dagster.toml_positions import positions
 
 Keys = Mapping[str, "Kind"]
 
@@ -36,10 +36,6 @@ def _needed(kind: Kind) -> Kind:
 _TEXT = Kind("text", lambda v: isinstance(v, str))
 _WORD = Kind("text that is not empty", lambda v: isinstance(v, str) and bool(v.strip()))
 _FLAG = Kind("true or false", lambda v: isinstance(v, bool))
-_GROUP = Kind(
-    "letters, digits and _ (it is a group in the UI)",
-    lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w+", v, re.A)),
-)
 _TEXTS = Kind('a list of texts, like ["a", "b"]', _texts)
 _LIST = Kind("a list", lambda v: isinstance(v, list))
 _ANY = Kind("any value", lambda v: True)
@@ -50,7 +46,7 @@ _STATE = Kind("'ready' or 'planned'", lambda v: v in ("ready", "planned"))
 _FORMAT = Kind("omegaconf or yaml", lambda v: v in ("omegaconf", "yaml"))
 
 STEP: Keys = {
-    "id": _WORD, "name": _WORD, "category": _GROUP, "description": _TEXT, "summary": _TEXT, "tags": _TEXTS,
+    "id": _WORD, "name": _WORD, "category": _WORD, "description": _TEXT, "summary": _TEXT, "tags": _TEXTS,
     "stack": _ANY, "difficulty": _ANY, "payload": _STATE, "env": _WORD, "resumable": _FLAG, "freeform": _TEXTS,
 }  # fmt: skip
 _PORT: Keys = {
@@ -142,31 +138,17 @@ def _unknown(header: str, index: int, key: str, where: str, known: Mapping[str, 
     return Problem(header, index, key, f"unknown key {key!r} in {where}.{hint}")
 
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*(?P<name>[\w.-]+)\s*\]\]?\s*(#.*)?")
+def line_of(text: str, problem: Problem, first_line: int = 1) -> int:
+    """The line of a problem in the TOML text that it was found in, which begins at ``first_line`` of its file."""
+    return toml_line(text, problem.table, problem.index, problem.key, first_line)
 
 
-def toml_line(text: str, table: str, index: int = 0, key: str = "") -> int:
-    """The line of a key, or of its table's header where the table has no such line; 1 without such a header.
-
-    Written for headers and keys that begin a line, as people write them. A block of comments reads the same.
-    """
-    wanted = re.compile(rf"['\"]?{re.escape(key)}['\"]?\s*[=.]") if key else None
-    found, seen, inside = 1, -1, not table
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.removeprefix("#").lstrip()
-        if header := _HEADER.fullmatch(line):
-            if not table and header["name"] == key:
-                return number
-            if table and inside:
-                break
-            seen += header["name"] == table
-            inside = bool(table) and header["name"] == table and seen == index
-            found = number if inside else found
-        elif inside and wanted and wanted.match(line):
-            return number
-    return found
-
-
-def line_of(text: str, problem: Problem) -> int:
-    """The line of a problem in the TOML text that it was found in; 1 where it cannot be told."""
-    return toml_line(text, problem.table, problem.index, problem.key)
+def toml_line(text: str, table: str, index: int = 0, key: str = "", first_line: int = 1) -> int:
+    """The line of a key of the ``index``-th ``table``, else that of the table, else the first."""
+    at = positions(text)
+    path = tuple(table.split(".")) if table else ()
+    entry = (*path, str(index))
+    for wanted in ((*entry, key), (*path, key), entry, path):
+        if wanted in at:
+            return at[wanted][0] + first_line - 1
+    return first_line

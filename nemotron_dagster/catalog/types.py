@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from nemotron_dagster.catalog.manifest import read_toml
+from nemotron_dagster.catalog.fields import Table
+from nemotron_dagster.catalog.manifest import read_tables
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
 
@@ -43,32 +43,25 @@ def load_types(files: list[Path]) -> TypeGraph:
     """Merge ``types.toml`` files; earlier files win.
 
     Raises:
-        ConfigError: a file is not TOML, or a table is not as docs/projects.md says.
+        ConfigError: a file is malformed, a value has the wrong type, or ``is_a`` names no type.
     """
     parents: dict[str, tuple[str, ...]] = {}
     converters: dict[str, dict[str, str]] = {}
     descriptions: dict[str, str] = {}
+    tables: dict[str, Table] = {}
     for file in files:
-        for name, table in read_toml(file).items():
-            if (problem := _problem(table)) is not None:
-                raise ConfigError(f"{file}: type {name!r}: {problem}")
+        doc = read_tables(file)
+        for name in doc.values:
             if name not in parents:
-                parents[name] = tuple(table.get("is_a", ()))
-                converters[name] = dict(table.get("convert_to", {}))
-                descriptions[name] = str(table.get("description", ""))
+                table = tables[name] = doc.table(name)
+                table.known(("is_a", "convert_to", "description"), f"[{name}]")
+                parents[name] = table.texts("is_a")
+                to = table.table("convert_to")
+                converters[name] = {wanted: to.text_of(wanted) for wanted in to.values}
+                descriptions[name] = table.text_of("description")
+    for name, table in tables.items():
+        for parent in parents[name]:
+            if parent not in parents:
+                hint = did_you_mean(parent, parents) or " Add a table for it."
+                raise table.error("is_a", f"{name} is_a {parent!r}, which is no type.{hint}")
     return TypeGraph(parents, converters, descriptions)
-
-
-def _problem(table: Any) -> str | None:
-    """What is wrong with the shape of a type's table, with the fix."""
-    if not isinstance(table, dict):
-        return "is no table. Write [name] above its keys."
-    if unknown := set(table) - {"is_a", "convert_to", "description"}:
-        key = min(unknown)
-        return f"unknown key {key!r}. Keys: is_a, convert_to, description."
-    parents, steps = table.get("is_a", []), table.get("convert_to", {})
-    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
-        return f'is_a = {parents!r} is no list of types. Write is_a = ["type"].'
-    if not isinstance(steps, dict) or not all(isinstance(s, str) for s in steps.values()):
-        return f"convert_to = {steps!r} is no table of types and steps. Write convert_to = {{ type = 'step' }}."
-    return None

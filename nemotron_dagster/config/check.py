@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,23 @@ from nemotron_dagster.catalog.check import (
     broken_step,
     check_folder,
     check_types,
-    load_problems,
+    load_problem,
     of_error,
     stray_folders,
 )
 from nemotron_dagster.catalog.shape import toml_line
 from nemotron_dagster.config.compile import compile_job
 from nemotron_dagster.config.compose import config_path, load_yaml
+from nemotron_dagster.config.source import yaml_position
 from nemotron_dagster.errors import ConfigError, NemotronError, UsageError, did_you_mean
+from nemotron_dagster.files import read_text
 from nemotron_dagster.project import Project
 
 #: A variable without a default: its user sets it, so the check stands in for them.
 _UNSET = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)\s*\}")
 _STAND_IN = "1"  # a number and a word
+#: What is only known when a job is compiled for real: an artifact that was made before, a checkout to be mounted.
+_LATER = re.compile(r"\$\{\s*(?:art|auto_mount)\s*:")
 
 
 def check_project(project: Project, step_id: str | None = None) -> list[Finding]:
@@ -37,9 +42,9 @@ def check_project(project: Project, step_id: str | None = None) -> list[Finding]
         UsageError: no step of that id.
     """
     roots = list(project.folders("steps"))
-    types = [f for r in roots if (f := r / "types.toml").is_file()]
-    if fatal := load_problems(types):
-        return fatal
+    types = [f for r in roots if os.path.lexists(f := r / "types.toml")]
+    if fatal := load_problem(types):
+        return [fatal]
     catalog = load_catalog(project)
     families = {"engine", *_families(roots)}
     if step_id is None:
@@ -78,17 +83,20 @@ def check_step(step: Step, catalog: Catalog, families: set[str]) -> Iterator[Fin
 def _check_config(step: Step, name: str, data: Mapping[str, Any]) -> Iterator[Finding]:
     """It says what it is for, and compiles once its user has given what it asks for."""
     file = config_path(step, name)
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_text(file).splitlines()
     if not lines or not lines[0].lstrip().startswith("#"):
         message = "does not begin with a comment. Say in one line what this config is for."
         yield Finding(str(file), 1, "warning", message, step.id)
-    asked = [key for key, value in _leaves(data) if value == "???"]
-    given = [f"{key}={_STAND_IN}" for key in asked]
+    given = [f"{k}={_STAND_IN}" for k, v in _leaves(data) if v == "???" or (isinstance(v, str) and _LATER.search(v))]
+    given += [f"{k}=[]" for k, v in _leaves(data) if isinstance(v, list) and _LATER.search(str(v))]
     try:
         with _variables(_UNSET.findall(str(data))):
             compile_job(step, name, given, allow_unknown=True)
     except NemotronError as e:
-        yield of_error(ConfigError(str(e)), file, step.id)
+        found = of_error(ConfigError(str(e)), file, step.id)
+        key = re.match(r"[\w.\[\]-]+(?=: )", found.message)
+        at = yaml_position(file, key[0]) if key and found.line == 1 else None
+        yield replace(found, line=at.line) if at else found
 
 
 def required_inputs(step: Step) -> dict[str, list[str]]:
@@ -104,7 +112,7 @@ def required_inputs(step: Step) -> dict[str, list[str]]:
 def _check_keys(step: Step, configs: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
     """The manifest names keys that some config has."""
     file = step.directory / "step.toml"
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     known = {key for data in configs for key in _sections(data)}
     described = {p.name for p in step.parameters}
 
