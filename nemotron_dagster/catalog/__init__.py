@@ -13,6 +13,7 @@ from nemotron_dagster.catalog.types import TypeGraph, load_types
 from nemotron_dagster.errors import ConfigError, UsageError, did_you_mean
 from nemotron_dagster.files import printable
 from nemotron_dagster.project import Project
+from nemotron_dagster.toml_positions import toml_position
 
 __all__ = ["Catalog", "Parameter", "Port", "Runspec", "Step", "TypeGraph", "load_catalog"]
 
@@ -91,8 +92,11 @@ def load_catalog(project: Project) -> Catalog:
                 continue
             try:
                 step = load_step(folder, root)
-                for port in (*step.consumes, *step.produces):
-                    types.check(port.type, str(folder / "step.toml"))
+                for kind, ports in (("consumes", step.consumes), ("produces", step.produces)):
+                    for i, port in enumerate(ports):
+                        if port.type not in types.parents:
+                            file = folder / "step.toml"
+                            types.check(port.type, str(toml_position(file, f"{kind}.{i}.type") or file))
                 if not step.produces:
                     raise ConfigError(
                         f"{folder / 'step.toml'}: has no [[produces]] entry, and every step is an asset. "

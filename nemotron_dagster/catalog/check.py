@@ -47,10 +47,11 @@ class Finding:
 def of_error(error: ConfigError, file: Path, step: str = "") -> Finding:
     """An error's finding: its own file and line where its text begins with them, else ``file``."""
     text = str(error)
-    if told := re.match(r"(?P<file>/[^\n:]+):(?:(?P<line>\d+):)?(?:\d+:)? ", text):
-        within = re.search(r"\bline (\d+)", text)
-        line = told["line"] or (within[1] if within else "1")
-        return Finding(told["file"], int(line), "error", text[told.end() :], step)
+    told = re.match(r"(?P<file>/[^\n:]+?)(?: \(a base of (?P<by>/[^\n:]+)\))?:(?:(?P<line>\d+):)?(?:\d+:)? ", text)
+    if told and told["by"]:
+        return Finding(told["by"], 1, "error", f"defaults: {told['file']}: {text[told.end() :]}", step)
+    if told:
+        return Finding(told["file"], int(told["line"] or 1), "error", text[told.end() :], step)
     return Finding(str(file), 1, "error", text, step)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -90,7 +91,8 @@ def _check_config(step: Step, name: str, data: Mapping[str, Any]) -> Iterator[Fi
     given = [f"{k}={_STAND_IN}" for k, v in _leaves(data) if v == "???" or (isinstance(v, str) and _LATER.search(v))]
     given += [f"{k}=[]" for k, v in _leaves(data) if isinstance(v, list) and _LATER.search(str(v))]
     try:
-        with _variables(_UNSET.findall(str(data))):
+        with _variables(_UNSET.findall(str(data))), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             compile_job(step, name, given, allow_unknown=True)
     except NemotronError as e:
         found = of_error(ConfigError(str(e)), file, step.id)
