@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_a_new_project_passes_its_own_tests(nemotron: Nemotron, environ: dict[st
 def test_a_new_project_has_no_faults_and_keeps_the_house_rules(lab: Path) -> None:
     assert check_project(Project(lab, lab / ".nemotron"), "data/times_tables") == []
     ruff(lab)
+
+
+def test_editors_know_the_profiles_of_a_new_project(lab: Path) -> None:
+    import jsonschema
+
+    first = (lab / "env.toml").read_text().splitlines()[0]
+    schema = json.loads((lab / first.removeprefix("#:schema ")).read_text())
+    profiles = tomllib.loads((lab / "env.toml").read_text())
+    jsonschema.validate(profiles, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(profiles | {"gentle": {"executor": "nice", "nicenes": 10}}, schema)
 
 
 def ruff(project: Path) -> None:

@@ -259,9 +259,9 @@ def _tell(plan: Plan, folder: Path) -> None:
     try:
         artifact_type(plan.produces)
     except ArtifactError as e:
-        click.echo(f"Note: {e}")
+        click.echo(f"Before it can run: {e}")
     if plan.jsonl_out:
-        click.echo("It runs as it is; what it is for, you write in step.py:")
+        click.echo("What it is for, you write in step.py; it runs as it is:")
         click.echo(f"    nemotron steps run {plan.id} -c tiny")
     else:
         click.echo(f"Its payload refuses to run until main in step.py makes a {plan.produces}. Then:")

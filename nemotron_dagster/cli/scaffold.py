@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ from nemotron_dagster.errors import PreflightError, UsageError
 #: Written last where the folder is there already: they make it a project.
 _MARKERS = ("pyproject.toml", "workspace.yaml")
 _SHOWN = 5
+SCHEMA = "env/env.schema.json"
 
 
 @click.command("init", context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,7 +34,7 @@ def cli(directory: Path, name: str | None) -> None:
     files = project_files(chosen)
     write_project(folder, files)
     click.echo(f"{chosen} is in {folder}")
-    click.echo("\n".join(f"    {line}" for line in tree(files)))
+    click.echo("\n".join(f"    {line}" for line in tree([*files, SCHEMA])))
     click.echo("Next:")
     if folder != Path.cwd():
         click.echo(f"    cd {_quoted(directory)}")
@@ -44,16 +45,10 @@ def cli(directory: Path, name: str | None) -> None:
 
 
 def project_files(name: str) -> dict[str, str]:
-    """Path -> text of every file of a new project."""
+    """Path -> text of every file of a new project, but for the schema of its env.toml."""
     from nemotron_dagster.cli.templates import fill_all
-    from nemotron_dagster.project import bundled
 
-    schema = bundled("env") / "env.schema.json"
-    words = {"name": name, "schema": "#:schema env/env.schema.json\n\n" if schema.is_file() else ""}
-    files = fill_all("project", words)
-    if schema.is_file():  # editors check env.toml against it
-        files["env/env.schema.json"] = schema.read_text(encoding="utf-8")
-    return files
+    return fill_all("project", {"name": name})
 
 
 def refuse_unusable(folder: Path) -> None:
@@ -89,6 +84,7 @@ def write_project(folder: Path, files: Mapping[str, str]) -> None:
     try:
         staged = Path(tempfile.mkdtemp(prefix=f".{real.name}.", dir=real if here else real.parent))
         write_files(staged, files)
+        write_files(staged, {SCHEMA: env_schema(staged)})
         if here:
             entries = sorted(os.listdir(staged), key=lambda n: n in _MARKERS)
             for name in entries:
@@ -108,6 +104,14 @@ def write_project(folder: Path, files: Mapping[str, str]) -> None:
         raise
 
 
+def env_schema(project: Path) -> str:
+    """The JSON Schema of env.toml with the keys of the project's own targets, for editors."""
+    from nemotron_dagster.jobs.env_schema import schema_text
+    from nemotron_dagster.project import Project
+
+    return schema_text(Project(project, project / ".nemotron"))
+
+
 def write_files(root: Path, files: Mapping[str, str]) -> None:
     """Write path -> text below ``root``."""
     for name, text in files.items():
@@ -125,7 +129,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def tree(names: Mapping[str, str]) -> list[str]:
+def tree(names: Iterable[str]) -> list[str]:
     """The files as lines of a tree: folders first, indented by depth."""
     lines: list[str] = []
     shown: set[str] = set()
