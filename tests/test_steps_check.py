@@ -143,7 +143,7 @@ def test_a_fault_of_the_payload_is_told_at_its_line(
     ("name", "text", "line", "level", "message"),
     [
         ("tiny", "defaults: default.yaml\n", 1, "warning", "does not begin with a comment"),
-        ("tiny", "# T\ndefaults: defualt.yaml\n", 1, "error", "there is no such file"),
+        ("tiny", "# T\ndefaults: defualt.yaml\n", 1, "error", "no such file"),
         ("tiny", "# T\nn: 1\nn: 2\n", 3, "error", "n"),
         ("tiny", "# T\ndefaults: default.yaml\n\nn: ${section.outer}\n", 4, "error", "section.outer"),
         ("tiny", "# T\ndefaults: default.yaml\nrun: {env: {gpus_per_node: 2}}\n", 1, "error", "asks for 2 GPUs"),

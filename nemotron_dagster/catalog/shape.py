@@ -40,6 +40,7 @@ _TEXTS = Kind('a list of texts, like ["a", "b"]', _texts)
 _LIST = Kind("a list", lambda v: isinstance(v, list))
 _ANY = Kind("any value", lambda v: True)
 _TABLE = Kind("a table", lambda v: isinstance(v, dict))
+_KEYS = Kind("a config key, or a list of them", lambda v: bool(v) and isinstance(v, str | list))
 _COUNT = Kind("a whole number, 0 or more", _whole(0))
 _NODES = Kind("a whole number, 1 or more", _whole(1))
 _STATE = Kind("'ready' or 'planned'", lambda v: v in ("ready", "planned"))
@@ -48,9 +49,10 @@ _FORMAT = Kind("omegaconf or yaml", lambda v: v in ("omegaconf", "yaml"))
 STEP: Keys = {
     "id": _WORD, "name": _WORD, "category": _WORD, "description": _TEXT, "summary": _TEXT, "tags": _TEXTS,
     "stack": _ANY, "difficulty": _ANY, "payload": _STATE, "env": _WORD, "resumable": _FLAG, "freeform": _TEXTS,
+    "literal": _TEXTS,
 }  # fmt: skip
 _PORT: Keys = {
-    "type": _needed(_WORD), "description": _TEXT, "required": _FLAG, "bind": _WORD, "from": _WORD, "name": _WORD,
+    "type": _needed(_WORD), "description": _TEXT, "required": _FLAG, "bind": _KEYS, "from": _WORD, "name": _WORD,
     "path": _WORD, "suffix": _TEXT,
 }  # fmt: skip
 LISTS: Mapping[str, Keys] = {

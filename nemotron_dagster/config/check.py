@@ -194,9 +194,12 @@ def _variables(names: Iterable[str]) -> Iterator[None]:
 
 
 def _data(file: Path) -> dict[str, Any]:
+    loaded: Any = load_yaml(file)
+    if isinstance(loaded, dict):
+        return loaded
     from omegaconf import OmegaConf
 
-    return dict(OmegaConf.to_container(load_yaml(file)))  # type: ignore[arg-type]
+    return dict(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
 
 
 def _sections(data: Any, prefix: str = "") -> Iterator[str]:
