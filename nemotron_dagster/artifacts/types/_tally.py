@@ -67,7 +67,7 @@ class Tally:
 
     def language(self, value: Any) -> None:
         if isinstance(value, str):
-            found = _CURATED.fullmatch(value)  # the curator's "(0.93, 'EN')"
+            found = _CURATED.fullmatch(value) if value[:1] == "(" else None  # the curator's "(0.93, 'EN')"
             name = found[1] if found else value[:20]
             self.languages[name if name in self.languages or len(self.languages) < 200 else "other"] += 1
 
@@ -106,7 +106,7 @@ class Tally:
 
     def facts(self) -> dict[str, Any]:
         """What is worth keeping of it."""
-        out: dict[str, Any] = {"rows": self.rows, "kinds": dict(self.kinds.most_common())}
+        out: dict[str, Any] = {"rows": self.rows, "kinds": {k: n for k, n in self.kinds.most_common() if n}}
         if self.roles:
             out |= {
                 "roles": dict(self.roles.most_common()),
