@@ -16,21 +16,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_dagster import artifacts
-from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read, tally, write_json
-from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
+from nemotron_dagster.artifacts import fingerprints
+from nemotron_dagster.artifacts.localize import localized
+from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, tally, write_json
+from nemotron_dagster.artifacts.places import scratch
+from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
 from nemotron_dagster.config.references import reveal
-from nemotron_dagster.config.secrets import is_secret, looks_secret
+from nemotron_dagster.config.secrets import is_secret, looks_secret, redact
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
 from nemotron_dagster.jobs import payload_env
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, Target
 from nemotron_dagster.project import Project, bundled
+
+if TYPE_CHECKING:
+    from nemotron_dagster.artifacts.places import Place
 
 _POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
 _ASK = 2.0  # seconds between two questions whether the run is still wanted: each is a query of Dagster's database
@@ -67,7 +73,7 @@ class Request:
     asset: tuple[str, ...]
     identity: str
     inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
-    artifact_root: Path = Path()
+    artifact_root: Place = Path()
     partition: str | None = None
 
 
@@ -114,7 +120,7 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
             f"`nemotron steps show {step.id}` prints its contract."
         )
     _check_inputs(request)
-    place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
+    place = _slot(request, key)
     _check_hardware(target, spec)
     _variables(spec)
     python = _interpreter(project, spec, reporter)
@@ -122,7 +128,7 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     with _claimed(request.artifact_root, place):
         if (found := _earlier(target, place, code)) is not None:
             reporter.note(f"adopting job {found.key}, which an earlier start of this very spec left behind")
-            return found, slot(request.artifact_root, request.asset, spec.digest, found.key, spec.explicit_output)
+            return found, _slot(request, found.key)
         if place.staging.exists() and not step.resumable:
             shutil.rmtree(place.staging)
         if place.output.is_dir() and any(place.output.iterdir()):
@@ -130,7 +136,8 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
         place.output.mkdir(parents=True, exist_ok=True)
         config = bind_output(spec, step.produces[0], place.output)
         directory = target.job_directory(key)
-        write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code})
+        inputs = [ref.uri for ref in request.inputs.values()]  # `artifacts gc` leaves them alone
+        write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code, "inputs": inputs})
         handle = target.submit(_submission(project, spec, key, python, directory, place, config))
     return handle, place
 
@@ -163,11 +170,11 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     Raises:
         ArtifactError: the output is not a valid artifact; it is set aside for a look, and the next run starts afresh.
     """
-    from nemotron_dagster.artifacts.describe import draw
+    from nemotron_dagster.artifacts.describe import draw, headline
 
     spec, port = request.spec, request.spec.step.produces[0]
-    if not place.output.is_dir() and (place.final / "artifact.json").is_file():
-        return read(place.final)  # another process that adopted the same job has published it
+    if not place.output.is_dir() and (found := published(place)) is not None:
+        return found  # another process that adopted the same job has published it
     inner = _real(place.output, port.path)
     try:
         facts = artifacts.validate(port.type, place.output / inner)
@@ -183,10 +190,12 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
         if message.get("type") == "result":
             reported |= message.get("facts", {})
     facts["pictures"] = draw(port.type, place.output, facts, reported, messages)
-    files, content, size = tally(place.output)
+    files, content, size = tally(place.output, place.digests)
     manifest = Manifest(
         type=port.type,
         producer=spec.step.id,
+        step=spec.step.id,
+        partition=request.partition,
         asset=list(request.asset),
         key=handle.key,
         path=inner,
@@ -203,8 +212,11 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
         bytes=size,
         created=now(),
         job=handle.as_dict(),
+        settings=json.loads(json.dumps(redact(spec.train), default=str)),
+        counts=fingerprints.counts(len(files), headline(port.type, facts, reported)),
     )
-    return publish(place, manifest)
+    known = fingerprints.of(place.output / inner, facts, reported, [vars(r.manifest) for r in request.inputs.values()])
+    return publish(place, replace(manifest, **known))
 
 
 def code_digest(step: Step) -> str:
@@ -240,9 +252,10 @@ def _check_inputs(request: Request) -> None:
         external = spec.external.get(port.name)
         if external is None:
             ref = request.inputs.get(port.name)
+            path = localized(ref) if ref is not None else Path()
             if ref is not None and ref.type != port.type:
                 try:
-                    artifacts.validate(port.type, ref.path)
+                    artifacts.validate(port.type, path)
                 except ArtifactError as e:
                     raise ArtifactError(
                         f"{spec.step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}"
@@ -333,12 +346,13 @@ def _submission(
 
 
 @contextmanager
-def _claimed(root: Path, place: Slot) -> Iterator[None]:
+def _claimed(root: Place, place: Slot) -> Iterator[None]:
     """Only one process at a time decides who writes to a staging directory, or publishes from it.
 
     Raises:
         PreflightError: the artifact root cannot be written.
     """
+    root = scratch(root)
     try:
         (root / ".locks").mkdir(parents=True, exist_ok=True)
         lock = os.open(root / ".locks" / place.staging.name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -356,6 +370,7 @@ def _earlier(target: Target, place: Slot, code: str) -> JobHandle | None:
     try:
         owner = json.loads(place.owner.read_text(encoding="utf-8"))
         same = owner.pop("code", None) == code
+        owner.pop("inputs", None)
         found = target.find(JobHandle(**owner).key)
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None
@@ -395,9 +410,15 @@ def _failure(step: Step, handle: JobHandle, place: Slot, status: Status) -> Exce
     return JobFailed(f"{step.id}: the job failed ({how}).\n{tail}\nLog: {log}. {again}")
 
 
+def _slot(request: Request, key: str) -> Slot:
+    spec = request.spec
+    return slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output, request.partition)
+
+
 def _lineage(request: Request) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
-        {"port": n, "type": r.type, "uri": r.uri, "content": r.manifest.content, "asset": r.manifest.asset}
+        {"port": n, "type": r.type, "uri": r.uri, "content": r.manifest.content, "manifest": r.digest}
+        | {"asset": r.manifest.asset}
         for n, r in request.inputs.items()
     ]
     rows += [{"port": n, "external": True, "uri": uri} for n, uri in request.spec.external.items()]
