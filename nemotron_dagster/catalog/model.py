@@ -13,6 +13,8 @@ class Port:
 
     Attributes:
         bind: config key (dotted) that carries the path.
+        also: further keys that the same artifact fills, each with its own suffix.
+        also: further keys that the same artifact fills, each with its own suffix.
         source: id of the default producer in the catalog pipeline (``from`` in step.toml).
         path: produced only: where below the output directory the artifact proper lies.
         suffix: consumed only: appended to the artifact's path before it fills the key.
@@ -26,6 +28,12 @@ class Port:
     source: str | None = None
     path: str = "."
     suffix: str = ""
+    also: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """Every config key of the port, the first one first, with its suffix."""
+        return ((self.bind, self.suffix), *self.also) if self.bind else ()
 
 
 @dataclass(frozen=True)
