@@ -12,7 +12,7 @@ from nemotron_dagster.errors import ConfigError, did_you_mean
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
-    "payload", "env", "resumable", "freeform",
+    "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
 _PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
@@ -57,6 +57,7 @@ def load_step(directory: Path, root: Path) -> Step:
         env=str(step.get("env", "engine")),
         resumable=bool(step.get("resumable", False)),
         freeform=tuple(step.get("freeform", ())),
+        literal=tuple(step.get("literal", ())),
         runspec=read_runspec(directory / "step.py"),
     )
 

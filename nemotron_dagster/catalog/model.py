@@ -14,7 +14,6 @@ class Port:
     Attributes:
         bind: config key (dotted) that carries the path.
         also: further keys that the same artifact fills, each with its own suffix.
-        also: further keys that the same artifact fills, each with its own suffix.
         source: id of the default producer in the catalog pipeline (``from`` in step.toml).
         path: produced only: where below the output directory the artifact proper lies.
         suffix: consumed only: appended to the artifact's path before it fills the key.
@@ -61,7 +60,12 @@ class Runspec:
 
 @dataclass(frozen=True)
 class Step:
-    """A unit of work: manifest, payload and named configs, all in ``directory``."""
+    """A unit of work: manifest, payload and named configs, all in ``directory``.
+
+    Attributes:
+        freeform: config keys below which any key goes.
+        literal: config keys whose ``${...}`` are not ours to resolve: they reach the payload as they are written.
+    """
 
     id: str
     name: str
@@ -80,6 +84,7 @@ class Step:
     env: str = "engine"
     resumable: bool = False
     freeform: tuple[str, ...] = ()
+    literal: tuple[str, ...] = ()
     runspec: Runspec | None = None
 
     @property

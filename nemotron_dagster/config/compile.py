@@ -112,13 +112,14 @@ def compile_job(
     places = Places(relocation, find_project().root)
     given = {path for key, value in pairs for path in _given(value, parse_key(key))}
     given |= {path for layer in files if not _owned(step, layer) for path in _given(layer.data, ())}
-    written = places.relocate(merge(None, {k: v for k, v in job.items() if k != "run"}))
+    written = places.relocate(merge(None, {k: v for k, v in job.items() if k != "run" and k not in step.literal}))
     bound, external = _bind(step, written, given, inputs or {}, offered or {})
     outputs = _outputs(step, written)
     root = {**written, "run": {k: v for k, v in job["run"].items() if k != "cli"}}
     _require(step, root)
 
-    train, run, follows = resolve_job(step, root, files, places, outputs, artifacts)
+    resolved, run, follows = resolve_job(step, root, files, places, outputs, artifacts)
+    train = {k: resolved.get(k, v) for k, v in job.items() if k != "run"} | resolved
     kept = {k: v for k, v in run.items() if is_reference(v)}
     train |= {"run": kept} if kept else {}
     check_choices(step, train, str(file))
@@ -161,9 +162,7 @@ def job_config(
     overrides, passthrough = tuple(overrides), tuple(passthrough)
     file = config_path(step, config)
     cli = _cli(config or file.stem, overrides, passthrough, argv)
-    return build_job(
-        step, load_yaml(file), parse_dotlist(overrides), cli, profile, mode, environment or Environment()
-    )
+    return build_job(step, load_yaml(file), parse_dotlist(overrides), cli, profile, mode, environment or Environment())
 
 
 def bind_output(spec: JobSpec, port: Port, directory: Path) -> dict[str, Any]:

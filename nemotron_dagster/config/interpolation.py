@@ -72,7 +72,6 @@ class Resolution:
         self._open: list[Path] = []
         self._made = 0
         self._edges: dict[Path, set[Path]] = {}  # who refers to what
-        self._edges: dict[Path, set[Path]] = {}  # who refers to what
 
     def value(self, path: Path) -> Any:
         """The resolved value at a path.
@@ -119,21 +118,6 @@ class Resolution:
         if node == "???":
             raise Unset(f"{join(path)} must be given", f"Add {join(path)}=VALUE.")
         return self._copied(self.value(seen))
-
-    def users(self, keys: set[Path]) -> list[Path]:
-        """The values whose interpolations, however many steps away, lead to one of these keys or into it."""
-        found: dict[Path, None] = {}
-        wanted = set(keys)
-        while True:
-            new = [
-                asker
-                for asker, targets in self._edges.items()
-                if asker not in found and any(_touches(t, w) for t in targets for w in wanted)
-            ]
-            if not new:
-                return list(found)
-            found |= dict.fromkeys(new)
-            wanted |= {tuple(str(p) for p in asker) for asker in new}
 
     def users(self, keys: set[Path]) -> list[Path]:
         """The values whose interpolations, however many steps away, lead to one of these keys or into it."""
@@ -284,10 +268,6 @@ def settled(value: Any) -> Any:
     if isinstance(value, list):
         return [settled(v) for v in value]
     return str(value) if isinstance(value, Reference) else value
-
-
-def _touches(target: Path, key: Path) -> bool:
-    return target[: len(key)] == key or key[: len(target)] == target
 
 
 def keep(name: str, values: tuple[Any, ...]) -> Reference:

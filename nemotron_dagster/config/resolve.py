@@ -11,7 +11,7 @@ from nemotron_dagster.config.artifact_references import art
 from nemotron_dagster.config.compose import Layer
 from nemotron_dagster.config.grammar import unescape
 from nemotron_dagster.config.interpolation import Reference, Resolution, Resolver, Unresolved, settled
-from nemotron_dagster.config.keys import join, leaves, merge, parse_key, put
+from nemotron_dagster.config.keys import ABSENT, get, join, leaves, merge, parse_key, put
 from nemotron_dagster.config.places import Places
 from nemotron_dagster.config.resolvers import Variables, auto_mount, manifest, mul
 from nemotron_dagster.config.source import yaml_position
@@ -42,9 +42,20 @@ def resolve_job(
     env = _section(run, "env")
     there = Variables(os.environ, places, step.directory, _section(env, "env_vars"), _derived(env, places))
     resolvers["oc.env"] = there.resolver()
+    _free_outputs(root, resolvers, outputs)
     resolution = Resolution(root, resolvers)
     train = _values(resolution, [k for k in root if k != "run"], files)
     return settled(train), _for_this_machine(run), _follows(resolution, root, resolvers, outputs)
+
+
+def _free_outputs(root: dict[str, Any], resolvers: dict[str, Resolver], outputs: list[str]) -> None:
+    """Empty the output keys that cannot be resolved: the run fills them, so nobody need give their variables."""
+    for key in outputs:
+        try:
+            Resolution(root, resolvers).select(parse_key(key))
+        except Unresolved:
+            if get(root, key, ABSENT) is not ABSENT:
+                put(root, key, None)
 
 
 def mark(key: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.config.grammar import Call, GrammarError, Text, parse, unescape
-from nemotron_dagster.config.interpolation import Reference, Resolution, Resolver, Unresolved, keep
 from nemotron_dagster.config.interpolation import Path as KeyPath
+from nemotron_dagster.config.interpolation import Reference, Resolution, Resolver, Unresolved, keep
 from nemotron_dagster.config.places import Places
 from nemotron_dagster.config.secrets import is_secret
 from nemotron_dagster.errors import ConfigError, did_you_mean
