@@ -29,15 +29,17 @@ def parse_key(text: str) -> Key:
         if i < len(text) and text[i] == "[":
             part, i = _bracket(text, i)
         else:
-            start, part = i, ""
+            part = ""
             while i < len(text) and text[i] not in ".[":
                 if text[i] == "\\" and text[i + 1 : i + 2] and text[i + 1] in _ESCAPABLE:
                     i += 1
+                elif text[i] in "]=":
+                    raise ValueError(f"{text[i]!r} needs brackets around the part that has it")
                 part += text[i]
                 i += 1
             if not part:
                 raise ValueError("a part of it is empty")
-            if part != part.strip() or (start == i - len(part) and part[0] in "\"']"):
+            if part != part.strip() or part[0] in "\"'":
                 raise ValueError(f"{part!r} needs brackets")
         parts.append(part)
         fresh = i < len(text) and text[i] == "."
