@@ -360,6 +360,13 @@ def _decode(resolution: Resolution, path: Path, args: tuple[Any, ...]) -> Any:
         raise Unresolved(f"oc.decode cannot read {_short(text)}: {e}", "Mend that value.") from e
 
 
+def _create(resolution: Resolution, path: Path, args: tuple[Any, ...]) -> Any:
+    (found,) = _exactly("oc.create", args, 1)
+    if not isinstance(found, (dict, list)):
+        raise Unresolved(f"oc.create makes sections and lists, not {_short(found)}", "Leave oc.create away.")
+    return found
+
+
 def _section(resolution: Resolution, path: Path, name: str, args: tuple[Any, ...]) -> dict[Any, Any]:
     (key,) = _exactly(name, args, 1)
     found = resolution.select(_relative(resolution, path, key))
@@ -421,7 +428,7 @@ FOLLOWS_REFERENCES = {"auto_mount"}
 BUILTIN: dict[str, Resolver] = {
     "oc.select": _select,
     "oc.decode": _decode,
-    "oc.create": lambda resolution, path, args: _exactly("oc.create", args, 1)[0],
+    "oc.create": _create,
     "oc.dict.keys": lambda resolution, path, args: list(_section(resolution, path, "oc.dict.keys", args)),
     "oc.dict.values": lambda resolution, path, args: list(_section(resolution, path, "oc.dict.values", args).values()),
     "oc.deprecated": _deprecated,
