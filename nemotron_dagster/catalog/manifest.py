@@ -195,7 +195,9 @@ def _binds(table: Table) -> list[tuple[str, str]]:
         key, own = (whole.get("key"), whole.get("suffix", suffix)) if isinstance(whole, dict) else (None, "")
         known = isinstance(whole, dict) and set(whole) <= {"key", "suffix"}
         if not known or not isinstance(key, str) or not isinstance(own, str) or not _KEY.fullmatch(key):
-            raise table.wrong("bind", 'a config key like section.key, or a list of them and of {key = "a", suffix = "/b"}')
+            raise table.wrong(
+                "bind", 'a config key like section.key, or a list of them and of {key = "a", suffix = "/b"}'
+            )
         keys.append((key, own))
     if not keys:
         raise table.wrong("bind", "a config key like section.key, or a list of them")
