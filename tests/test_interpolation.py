@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemotron_dagster.config.grammar import GrammarError, escape, parse, unescape
 from nemotron_dagster.config.interpolation import Reference, Resolution, Unresolved, keep
+from nemotron_dagster.config.oc_resolvers import BUILTIN
 from nemotron_dagster.config.resolvers import Variables, mul
 
 ENVIRON = {"WORD": "seen", "NUMBER": "12", "LIST": "[1, a]", "BRACED": "${oops}", "EMPTY": ""}
@@ -25,7 +26,7 @@ BASE = {
 
 
 def ours(value: Any, **more: Any) -> Any:
-    resolvers = {"oc.env": Variables(ENVIRON).resolver(), "mul": mul}
+    resolvers = {**BUILTIN, "oc.env": Variables(ENVIRON).resolver(), "mul": mul}
     found = Resolution({**BASE, **more, "v": value}, resolvers).value(("v",))
     return unescape(found) if isinstance(found, str) else found
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +21,6 @@ from nemotron_dagster.config.grammar import (
     Text,
     escape,
     parse,
-    parse_element,
     plain,
     unescape,
 )
@@ -67,7 +65,7 @@ class Resolution:
 
     def __init__(self, root: Mapping[str, Any], resolvers: Mapping[str, Resolver]) -> None:
         self.root = root
-        self.resolvers = {**BUILTIN, **resolvers}
+        self.resolvers = resolvers
         self._done: dict[Path, Any] = {}
         self._open: list[Path] = []
         self._made = 0
@@ -167,7 +165,7 @@ class Resolution:
         try:
             return self.evaluate(parse(text), path)
         except GrammarError as e:
-            problem = Unresolved(f"{_short(text)} is malformed: {e}", "Mend it; a literal ${ is written \\${.")
+            problem = Unresolved(f"{short(text)} is malformed: {e}", "Mend it; a literal ${ is written \\${.")
             raise self._at(path, problem) from e
         except Unset as e:  # not what the asking key lacks: that one is there
             raise self._at(path, Unresolved(e.reason, e.fix)) from None
@@ -230,15 +228,15 @@ class Resolution:
                 continue
             named = self.evaluate(p, path, argument=True)
             if not isinstance(named, (str, int)) or isinstance(named, bool):
-                raise Unresolved(f"{_short(named)} stands where a key is needed", "Name a key there.")
+                raise Unresolved(f"{short(named)} stands where a key is needed", "Name a key there.")
             if isinstance(named, Reference):
                 raise Unresolved(f"{named} is known to the job only, so it cannot be part of a key", "Name the key.")
             text = str(named)
             if i == 0:
                 dots += len(text) - len(text.lstrip("."))
                 text = text.lstrip(".")
-            parts += _parts(text)
-        return self.select(_absolute(path, dots, tuple(parts)))
+            parts += parts_of(text)
+        return self.select(absolute(path, dots, tuple(parts)))
 
     def _call(self, call: Call, path: Path, argument: bool) -> Any:
         name = ".".join(str(self.evaluate(p, path, argument=True)) if not isinstance(p, str) else p for p in call.name)
@@ -315,8 +313,12 @@ def _spelled(value: Any, part: Any) -> str:
     return str(value)
 
 
-def _absolute(path: Path, dots: int, parts: Path) -> Path:
-    """Where a relative key lies: one dot is the section of the value that asks, each further one a level up."""
+def absolute(path: Path, dots: int, parts: Path) -> Path:
+    """Where a relative key lies: one dot is the section of the value that asks, each further one a level up.
+
+    Raises:
+        Unresolved: it leads out of the config.
+    """
     if not dots:
         return parts
     if dots > len(path):
@@ -324,89 +326,16 @@ def _absolute(path: Path, dots: int, parts: Path) -> Path:
     return (*path[: len(path) - dots], *parts)
 
 
-def _parts(text: str) -> tuple[str, ...]:
+def parts_of(text: str) -> tuple[str, ...]:
+    """The parts of a key that a config computes.
+
+    Raises:
+        Unresolved: it is no key.
+    """
     try:
         return parse_key(text) if text else ()
     except ValueError as e:
-        raise Unresolved(f"{_short(text)} is no key: {e}", "Name a key there.") from e
-
-
-def _relative(resolution: Resolution, path: Path, key: Any) -> Path:
-    """The path of a key given as an argument."""
-    if not isinstance(key, str) or isinstance(key, Reference):
-        raise Unresolved(f"{_short(key)} stands where a key is needed", "Name a key there.")
-    bare = key.lstrip(".")
-    return _absolute(path, len(key) - len(bare), _parts(bare))
-
-
-def _select(resolution: Resolution, path: Path, args: tuple[Any, ...]) -> Any:
-    if not 1 <= len(args) <= 2:
-        raise Unresolved("oc.select takes a key and a default", "Write ${oc.select:key,default}.")
-    try:
-        return resolution.select(_relative(resolution, path, resolution.evaluate(args[0], path, argument=True)))
-    except Unset:
-        return resolution.evaluate(args[1], path, argument=True) if len(args) == 2 else None
-
-
-def _decode(resolution: Resolution, path: Path, args: tuple[Any, ...]) -> Any:
-    (text,) = _exactly("oc.decode", args, 1)
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise Unresolved(f"oc.decode reads text, not {_short(text)}", "Leave oc.decode away.")
-    try:
-        return resolution.evaluate(parse_element(text), path, argument=True)
-    except GrammarError as e:
-        raise Unresolved(f"oc.decode cannot read {_short(text)}: {e}", "Mend that value.") from e
-
-
-def _create(resolution: Resolution, path: Path, args: tuple[Any, ...]) -> Any:
-    (found,) = _exactly("oc.create", args, 1)
-    if not isinstance(found, (dict, list)):
-        raise Unresolved(f"oc.create makes sections and lists, not {_short(found)}", "Leave oc.create away.")
-    return found
-
-
-def _section(resolution: Resolution, path: Path, name: str, args: tuple[Any, ...]) -> dict[Any, Any]:
-    (key,) = _exactly(name, args, 1)
-    found = resolution.select(_relative(resolution, path, key))
-    if not isinstance(found, dict):
-        raise Unresolved(f"{name}: {key} is not a section", "Name a section.")
-    return found
-
-
-def _deprecated(resolution: Resolution, path: Path, args: tuple[Any, ...]) -> Any:
-    if not 1 <= len(args) <= 2:
-        raise Unresolved("oc.deprecated takes a key and a message", "Write ${oc.deprecated:key}.")
-    found = resolution.select(_relative(resolution, path, args[0]))
-    message = str(args[1]) if len(args) == 2 else "$OLD_KEY is deprecated. Use $NEW_KEY."
-    warnings.warn(message.replace("$OLD_KEY", join(path)).replace("$NEW_KEY", str(args[0])), stacklevel=2)
-    return found
-
-
-def _coerce(resolution: Resolution, path: Path, args: tuple[Any, ...]) -> Any:
-    kind, value = _exactly("oc.coerce", args, 2)
-    kinds: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "str": str, "bool": _boolean}
-    if kind not in kinds:
-        raise Unresolved(f"oc.coerce knows {', '.join(kinds)}, not {_short(kind)}", "Use one of them.")
-    try:
-        return kinds[kind](value)
-    except (TypeError, ValueError) as e:
-        raise Unresolved(f"{_short(value)} is no {kind}", "Mend that value.") from e
-
-
-def _boolean(value: Any) -> bool:
-    spelled = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    text = str(value).lower()
-    if text not in spelled:
-        raise ValueError(text)
-    return spelled[text]
-
-
-def _exactly(name: str, args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    if len(args) != count:
-        raise Unresolved(f"{name} takes {count} argument{'s' * (count > 1)}, not {len(args)}", "Mend it.")
-    return args
+        raise Unresolved(f"{short(text)} is no key: {e}", "Name a key there.") from e
 
 
 def _size(value: Any) -> int:
@@ -415,7 +344,8 @@ def _size(value: Any) -> int:
     return 1 + sum(_size(v) for v in value) if isinstance(value, list) else 1
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """The value as a message shows it."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return repr(text if len(text) <= 120 else text[:117] + "...")
 
@@ -424,13 +354,3 @@ def _short(value: Any) -> str:
 LAZY = {"oc.select", "oc.env"}
 #: Resolvers that can do with an argument that only the job knows.
 FOLLOWS_REFERENCES = {"auto_mount"}
-
-BUILTIN: dict[str, Resolver] = {
-    "oc.select": _select,
-    "oc.decode": _decode,
-    "oc.create": _create,
-    "oc.dict.keys": lambda resolution, path, args: list(_section(resolution, path, "oc.dict.keys", args)),
-    "oc.dict.values": lambda resolution, path, args: list(_section(resolution, path, "oc.dict.values", args).values()),
-    "oc.deprecated": _deprecated,
-    "oc.coerce": _coerce,
-}

@@ -12,6 +12,7 @@ from nemotron_dagster.config.compose import Layer
 from nemotron_dagster.config.grammar import unescape
 from nemotron_dagster.config.interpolation import Reference, Resolution, Resolver, Unresolved, settled
 from nemotron_dagster.config.keys import ABSENT, get, join, leaves, merge, parse_key, put
+from nemotron_dagster.config.oc_resolvers import BUILTIN
 from nemotron_dagster.config.places import Places
 from nemotron_dagster.config.resolvers import Variables, auto_mount, manifest, mul
 from nemotron_dagster.config.source import yaml_position
@@ -32,6 +33,7 @@ def resolve_job(
         ConfigError: naming every key that cannot be resolved, the reason, and the fix for the first.
     """
     resolvers: dict[str, Resolver] = {
+        **BUILTIN,
         "auto_mount": auto_mount,
         "manifest": manifest(places),
         "mul": mul,
