@@ -300,8 +300,9 @@ def test_our_json_is_the_standard_librarys(value: object) -> None:
 
 
 TOML_PIECES = st.sampled_from(
-    ["[a]", "[a.b]", "[[c]]", "[a.b.c]", "[c]", 'k = "v"', "k = 1", "j = 0.5", "k = true", 'l = ["a", "b",]', "n = [1, 2]",
-     'm = """\nx\ny"""', 'e = "\\n"', "d = 2020-01-01", "i = {a = 1}", 'q = ""', "", "# c", "a.b = 1", "z = 01", "x = 1_0",
+    ["[a]", "[a.b]", "[[c]]", "[a.b.c]", "[c]", 'k = "v"', "k = 1", "j = 0.5", "k = true", 'l = ["a", "b",]',
+     "n = [1, 2]", "x = 1_0",
+     'm = """\nx\ny"""', 'e = "\\n"', "d = 2020-01-01", "i = {a = 1}", 'q = ""', "", "# c", "a.b = 1", "z = 01",
      'l2 = [\n "a"\n]', "f = 6e9", "g = -1", 't = "é"', "b = [ ]", 'u = """"""', 'v = """a"b"""', "w = 1.", "y = 'lit'",
      "k", "= 1", 'p = "a" # tail', "[ a ]", "[c.d]", "s = 0.5.1", "bom\ufeff = 1", "r = tru"]
 )  # fmt: skip

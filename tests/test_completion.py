@@ -120,7 +120,8 @@ finally:
     for _ in range(5):  # the least of a few: other work on the machine inflates CPU time too
         env = {**environ, "PYTHONPATH": str(REPO), "_NEMOTRON_COMPLETE": "bash_complete"}
         env |= {"COMP_WORDS": "nemotron steps run sft/automodel -c tiny opt", "COMP_CWORD": "6"}
-        done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True)
+        argv = [sys.executable, "-c", code]
+        done = subprocess.run(argv, cwd=project, env=env, capture_output=True, text=True, check=True)
         assert "imports" not in done.stdout and "plain,optimizer" in done.stdout, done.stdout
         best = min(best, float(done.stdout.split()[-1]))
     assert best <= 0.25
