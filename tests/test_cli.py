@@ -129,7 +129,7 @@ def test_show_says_what_each_config_needs_and_which_profiles_fit(nemotron: Run, 
     assert (
         "local" not in big["executors"] and big["local"] == "no: needs 2 nodes" and big["profiles"] == ["base", "big"]
     )
-    assert facts["one"]["local"] == "with 1 GPU" and facts["default"]["profiles"] == ["lap", "base", "big"]
+    assert facts["one"]["local"] == "with 1 GPU" and facts["default"]["profiles"] == ["lap", "base", "big", "local"]
     assert "broken.yaml" in facts["broken"]["problem"]
     text = nemotron("steps", "show", "rows", cwd=project).stdout
     assert "For a cluster, over night. Needs 2 x 8 GPUs." in " ".join(text.split())
@@ -166,10 +166,10 @@ def test_a_broken_step_is_an_asset_with_its_error_and_the_definitions_load(proje
 
     from nemotron_dagster.dagster.definitions import build_definitions
 
-    folder = add_step(project, "demo/bad one", ROWS_TOML, ROWS, default="n: 1\n")
+    folder = add_step(project, "demo/bad_one", ROWS_TOML, ROWS, default="n: 1\n")
     (folder / "step.toml").write_text("[step\n")
     graph = build_definitions(Project(project, project / ".nemotron")).resolve_asset_graph()
-    node = graph.get(dg.AssetKey(["demo", "bad one"]))
+    node = graph.get(dg.AssetKey(["demo", "bad_one"]))
     assert not node.is_materializable and node.group_name == "broken"
     assert "step.toml:1:" in (node.description or "")
     assert graph.get(dg.AssetKey(["demo", "rows"])).is_materializable
