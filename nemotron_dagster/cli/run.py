@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,25 @@ def dry_run(wanted: Wanted, as_json: bool) -> None:
     click.echo(yaml.safe_dump(redact(spec.run), sort_keys=False, allow_unicode=True))
     click.echo("# config")
     click.echo(yaml.safe_dump(redact(spec.train), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def explain_keys(wanted: Wanted, keys: Sequence[str], as_json: bool) -> None:
+    """Print every layer that set each of ``keys`` of the compiled config; touch nothing."""
+    from nemotron_dagster.config.explain import explain, render
+
+    spec, environment = compiled(wanted), load_environment(find_project().root)
+    profile = wanted.batch or wanted.profile
+    found = {
+        k: explain(wanted.step, wanted.config_named, wanted.overrides, profile, environment, k, spec) for k in keys
+    }
+    if as_json:
+        rows = {
+            k: [{**vars(layer), "position": layer.position and str(layer.position)} for layer in v]
+            for k, v in found.items()
+        }
+        click.echo(json.dumps(rows, indent=2, default=str))
+    else:
+        click.echo("\n".join(render(layers) for layers in found.values()))
 
 
 def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:

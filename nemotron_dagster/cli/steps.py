@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -119,6 +118,9 @@ def show(step_id: str, as_json: bool) -> None:
 @cli.command(cls=RunCommand, context_settings=HELP)
 @click.argument("step_id", shell_complete=complete_step)
 @run_options
+@click.option(
+    "--explain", multiple=True, metavar="KEY", help="Print every layer that sets KEY of the config, and stop."
+)
 @click.option("--allow-unknown", is_flag=True, help="Accept override keys that the config does not have.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.argument("tokens", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...", shell_complete=complete_override)
@@ -132,6 +134,7 @@ def run(
     dry_run: bool,
     force_squash: bool,
     stage: bool,
+    explain: tuple[str, ...],
     allow_unknown: bool,
     as_json: bool,
     tokens: tuple[str, ...],
@@ -143,6 +146,7 @@ def run(
     \b
     nemotron steps run sft/automodel -c tiny step_scheduler.max_steps=10
     nemotron steps run sft/automodel -c tiny -d
+    nemotron steps run sft/automodel -c tiny --explain optimizer.lr
     nemotron steps run sft/automodel -b my_profile
     """
     from nemotron_dagster.cli import run as running
@@ -161,6 +165,9 @@ def run(
     )
     if wanted.profile and wanted.batch:
         raise click.UsageError("-r runs and waits, -b submits and returns. Give one of them.", ctx)
+    if explain:
+        running.explain_keys(wanted, explain, as_json)
+        return 0
     if dry_run or defaults.get("dry_run"):
         running.dry_run(wanted, as_json)
         return 0
@@ -229,7 +236,7 @@ def _catalog() -> Catalog:
 
 
 def _profiles() -> dict[str, dict[str, Any]]:
-    """The profiles of the present env.toml as written; what is broken is told, and is no reason not to show a step."""
+    """The profiles that -r can name, with what they extend; what is broken is told and left out."""
     from nemotron_dagster.config.profiles import load_environment
 
     found: dict[str, dict[str, Any]] = {}
@@ -239,8 +246,10 @@ def _profiles() -> dict[str, dict[str, Any]]:
         warn(f"Warning: no profiles are shown: {e}")
         return found
     for name in environment.profiles:
-        with suppress(NemotronError):  # `nemotron env check` is for those
+        try:
             found[name] = environment.written(name)
+        except NemotronError as e:
+            warn(f"Warning: profile {name} is left out: {e}")
     return found
 
 
