@@ -109,6 +109,7 @@ def read_runspec(script: Path) -> Runspec | None:
         default_config=str(config.get("default", "default")),
         nodes=int(resources.get("nodes", 1)),
         gpus_per_node=resources.get("gpus_per_node", 8),
+        env={str(k): str(v) for k, v in spec.get("env", {}).items()},
     )
 
 
