@@ -15,20 +15,29 @@ from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, compile_job
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
-from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt
+from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.project import Project, find_project
 
 
 def compiled(
-    step: Step, config: str | None, profile: str | None, tokens: Sequence[str], allow_unknown: bool
+    step: Step,
+    config: str | None,
+    profile: str | None,
+    tokens: Sequence[str],
+    allow_unknown: bool,
+    submitting: bool = True,
 ) -> JobSpec:
-    """Compile as the asset will, so that a mistake is told before Dagster is even imported."""
+    """Compile as the asset will, so that a mistake is told before Dagster is even imported.
+
+    Raises:
+        TargetError: with ``submitting``, the target takes no jobs.
+    """
     project = find_project()
     split = split_tokens(tokens)
     root = artifact_root(project)
     upstream = {p.name: latest(root, p.source.split("/")) for p in step.consumes if p.source}
-    return compile_job(
+    spec = compile_job(
         step,
         config,
         split.dotlist,
@@ -39,17 +48,24 @@ def compiled(
         offered={name: str(ref.path) for name, ref in upstream.items() if ref is not None},
         allow_unknown=allow_unknown,
     )
+    if submitting:
+        make_target(project, profile, spec.environment).check()
+    return spec
 
 
-def dry_run(step: Step, config: str | None, profile: str | None, tokens: Sequence[str], allow_unknown: bool) -> None:
-    """Print the compiled config; touch nothing."""
-    import yaml
+def dry_run(
+    step: Step,
+    config: str | None,
+    profile: str | None,
+    tokens: Sequence[str],
+    allow_unknown: bool,
+    as_json: bool = False,
+) -> None:
+    """Print the compiled config and what would be submitted; touch nothing."""
+    from nemotron_dagster.cli.preview import preview, print_preview
 
-    spec = compiled(step, config, profile, tokens, allow_unknown)
-    click.echo("# run")
-    click.echo(yaml.safe_dump(redact(spec.run), sort_keys=False, allow_unicode=True))
-    click.echo("# config")
-    click.echo(yaml.safe_dump(redact(spec.train), sort_keys=False, allow_unicode=True), nl=False)
+    spec = compiled(step, config, profile, tokens, allow_unknown, submitting=False)
+    print_preview(preview(find_project(), spec), as_json)
 
 
 def run_step(

@@ -1,4 +1,4 @@
-"""What the targets that are driven by an API have in common: required keys, the job's script and name, hidden values."""
+"""What the targets that are driven by an API have in common: required keys, the job's name, the shape of a preview."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def batch_script(settings: Settings, job: Submission) -> str:
         ProfileError: what the job needs is not in the profile.
     """
     ray = job.launch == "ray"
-    lacking = [k for k in ("account", "partition") if ray and not _named(settings, job, k)]
-    lacking += ["container_image"] if ray and not job.image else []
+    needed = {"account": settings.account, "partition": _partition(settings, job), "container_image": job.image}
+    lacking = [k for k, v in needed.items() if ray and not v]
     if lacking:
         raise ProfileError(f"{lacking[0]} required for {job.step} on the slurm executor: it starts a Ray cluster.")
     from nemo_run.config import RUNDIR_NAME
@@ -159,7 +159,7 @@ def _executor(settings: Settings, job: Submission, directory: str, hide: Any) ->
     given = {k: getattr(settings, k) for k in _PLAIN if getattr(settings, k) is not None}
     executor = SlurmExecutor(
         account=settings.account,
-        partition=_named(settings, job, "partition"),
+        partition=_partition(settings, job),
         time=settings.time,
         nodes=job.nodes,
         ntasks_per_node=1,  # torchrun starts the others
@@ -180,22 +180,10 @@ def _executor(settings: Settings, job: Submission, directory: str, hide: Any) ->
     return executor
 
 
-_PLAIN = [
-    "cpus_per_task",
-    "cpus_per_gpu",
-    "gpus_per_task",
-    "mem",
-    "mem_per_cpu",
-    "mem_per_gpu",
-    "qos",
-    "constraint",
-    "gres",
-    "exclude",
-    "segment",
-    "network",
-    "signal",
-    "comment",
-]
+_PLAIN = (
+    *("cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem", "mem_per_cpu", "mem_per_gpu", "qos", "constraint"),
+    *("gres", "exclude", "segment", "network", "signal", "comment"),
+)
 
 
 def _parameters(settings: Settings) -> dict[str, Any]:
@@ -238,11 +226,9 @@ def _build(settings: Settings, job: Submission) -> Sequence[str]:
     return [*options, f"--time={settings.build_time or settings.time}"]
 
 
-def _named(settings: Settings, job: Submission, key: str) -> str | None:
-    if key != "partition":
-        return getattr(settings, key)  # type: ignore[no-any-return]
-    by_mode = settings.batch_partition if job.mode == "batch" else settings.run_partition
-    return by_mode or settings.partition
+def _partition(settings: Settings, job: Submission) -> str | None:
+    named: str | None = settings.batch_partition if job.mode == "batch" else settings.run_partition
+    return named or settings.partition
 
 
 def _clone(settings: Settings, url: str, ref: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from nemotron_dagster.jobs import launch, payload_env
 from nemotron_dagster.jobs.target import ANY_KEY, Submission
 from nemotron_dagster.project import Project
 
+#: The job's directory as profiles for containers write it; without a container it is where it lies.
+_JOB_DIRECTORY = re.compile(r"(?<![\w.-])/nemo_run(?=[/:]|$)")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -25,6 +29,7 @@ class Layout:
     Attributes:
         roots: the ``steps/`` folders, for PYTHONPATH.
         inherited: PYTHONPATH that the job would inherit.
+        variables: what the target's own directories are called in the environment.
     """
 
     script: str
@@ -34,6 +39,7 @@ class Layout:
     messages: str
     roots: tuple[str, ...]
     inherited: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def here(project: Project, spec: JobSpec, directory: Path, output: Path, messages: Path) -> Layout:
@@ -52,6 +58,7 @@ def here(project: Project, spec: JobSpec, directory: Path, output: Path, message
 def moved(spec: JobSpec, relocation: Relocation, key: str) -> Layout:
     """The layout of a job on a target that moves the code: the step below ``code``, everything else below ``run``."""
     code, run = relocation.code.replace(ANY_KEY, key), relocation.run.replace(ANY_KEY, key)
+    shared = spec.environment.get("remote_job_dir")
     return Layout(
         script=f"{code}/steps/{spec.step.id}/step.py",
         config=f"{run}/configs/config.yaml",
@@ -59,6 +66,7 @@ def moved(spec: JobSpec, relocation: Relocation, key: str) -> Layout:
         output=str(spec.explicit_output or f"{run}/output"),
         messages=f"{run}/messages.jsonl",
         roots=(f"{code}/steps",),
+        variables={"NEMO_RUN_DIR": str(shared), "HF_HOME": f"{shared}/hf"} if shared else {},
     )
 
 
@@ -81,12 +89,13 @@ def submission(
         argv = (python, layout.script, "--config", layout.config, *spec.passthrough)
     written = {str(k): _text(v) for k, v in (env.get("env_vars") or {}).items() if v is not None}
     hidden = {k for k, v in written.items() if is_secret(k) or "${" in v}
-    own = {k: v for k, v in written.items() if k not in hidden}
+    own = {k: _JOB_DIRECTORY.sub(lambda _: layout.directory, v) for k, v in written.items() if k not in hidden}
     paths = [own.get("PYTHONPATH", ""), *layout.roots, layout.inherited]
     variables = {
         "PYTHONUNBUFFERED": "1",
         "NEMOTRON_STEP_DIR": os.path.dirname(layout.script),
         "NEMOTRON_MESSAGES": layout.messages,
+        **layout.variables,
         **_tracking(spec.run.get("wandb")),
         **step.runspec.env,
         **own,

@@ -240,13 +240,19 @@ def make_target(project: Project, profile: str | None, settings: Mapping[str, An
     return target_module(project, executor).make_target(parsed, project.state)  # type: ignore[no-any-return]
 
 
-def relocation_of(project: Project, profile: str | None, settings: Mapping[str, Any]) -> Relocation | None:
+def relocation_of(
+    project: Project, profile: str | None, settings: Mapping[str, Any], image: str | None = None
+) -> Relocation | None:
     """Where the project's folder and the job's own directory lie for a job there; None where nothing is moved.
+
+    ``image`` is the runspec's: it counts where the settings name none.
 
     Raises:
         ProfileError: as ``make_target``.
     """
-    executor, parsed = parse_settings(project, profile, settings)
+    named = any(settings.get(k) for k in ("container_image", "container", "image"))
+    values = settings if named or not image else {**settings, "container_image": image}
+    executor, parsed = parse_settings(project, profile, values)
     find = getattr(target_module(project, executor), "relocation", None)
     return find(parsed) if find else None
 
