@@ -118,7 +118,7 @@ class KubernetesTarget(PreviewOnly):
         cloud.require("kubernetes", {"container_image": job.image, "workdir_pvc": s.workdir_pvc})
         request: dict[str, Any] = {"name": name}
         if job.secrets:
-            request["Secret"] = {"name": name, "namespace": s.namespace, "keys": sorted(job.secrets)}
+            request["secret_object"] = {"name": name, "namespace": s.namespace, "keys": sorted(job.secrets)}
         if job.launch == "ray":
             request["KubeRayExecutor"] = _filled(_ray_cluster(s, job))
         else:

@@ -1,8 +1,9 @@
 """The batch script of a Slurm job, rendered by NeMo-Run from an executor that is never connected to anything.
 
 NeMo-Run upper-cases and does not quote environment variables, takes `/nemo_run` anywhere in a script for the job's
-directory where there is no container, and joins a command's words unquoted. So the environment travels in setup
-lines of our own, such paths are masked, and the command is one file.
+directory where there is no container, and quotes neither a command's words nor srun's (`noquote` in it is `str`; for
+Ray it does quote srun's). So the environment travels in setup lines of our own, such paths are masked, the command is
+one file, and image, mounts and srun_args are quoted before they get there.
 """
 
 from __future__ import annotations
@@ -157,17 +158,19 @@ def _executor(settings: Settings, job: Submission, directory: str, hide: Any) ->
 
     shown = {k: hide(v) if isinstance(v, str) else v for k, v in _parameters(settings).items()}
     given = {k: getattr(settings, k) for k in _PLAIN if getattr(settings, k) is not None}
+    image = image_file(settings, job.image)
     executor = SlurmExecutor(
         account=settings.account,
         partition=_partition(settings, job),
+        job_name_prefix="-",  # unused, as job_details names the job, but without it an account is taken for granted
         time=settings.time,
         nodes=job.nodes,
         ntasks_per_node=1,  # torchrun starts the others
         gpus_per_node=job.gpus_per_node or None,
         exclusive=settings.exclusive or None,
-        container_image=image_file(settings, job.image),
-        container_mounts=list(mounts(settings, job)),
-        srun_args=[hide(a) for a in settings.srun_args] or None,
+        container_image=None if image is None else shlex.quote(image),
+        container_mounts=[shlex.quote(m) for m in mounts(settings, job)],
+        srun_args=[hide(a if job.launch == "ray" else shlex.quote(a)) for a in settings.srun_args] or None,
         additional_parameters=shown or None,
         job_details=SlurmJobDetails(job_name=hide(name(settings, job))),
         setup_lines=hide("\n".join(_setup(settings, job))),
