@@ -92,6 +92,7 @@ class Settings(CommonSettings):
     build_time: str | None = Field(None, description="Time limit of the import; default: time.")
     build_include_gpus: bool = Field(False, description="Ask for GPUs for the import, where the partition wants that.")
     build_gpus_per_node: Count | None = Field(None, description="How many; default: gpus_per_node.")
+    force_squash: bool = Field(False, description="Import the image again, even where its file is there.")
     build_image: str | None = Field(None, description="Accepted; read by image builds, which steps do not do.")
     build_cache_dir: str | None = Field(None, description="Accepted; read by image builds, which steps do not do.")
     build_registry: str | None = Field(None, description="Accepted; read by image builds, which steps do not do.")

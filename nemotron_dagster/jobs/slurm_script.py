@@ -134,6 +134,8 @@ def preparation(settings: Settings, job: Submission) -> tuple[str, ...]:
             f" && mkdir -p {scratch}/cache {scratch}/data"
             f" && enroot import --output {shlex.quote(file)} {shlex.quote(source)}"
         )
+        if settings.force_squash:
+            commands.append(f"rm -f {shlex.quote(file)}")
         commands.append(shlex.join(["salloc", *_build(settings, job), "srun", "--export=ALL", "bash", "-c", inner]))
     for url, ref, _ in launch.clones(job.mounts):
         commands.append(launch.clone_command(url, ref, _clone(settings, url, ref)))
