@@ -24,7 +24,7 @@ from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
-from nemotron_dagster.jobs.submission import gpus_per_node, here, interpreter, node_count, submission
+from nemotron_dagster.jobs.submission import gpus_per_node, here, interpreter, node_count, submission, variables
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
 from nemotron_dagster.project import Project, bundled
 
@@ -113,6 +113,7 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     _check_inputs(request)
     place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
     check_hardware(target, spec)
+    variables(spec)  # a secret that is not set is told before anything is built
     python = interpreter(project, spec, reporter.note)
     code = code_digest(step)
     with _claimed(request.artifact_root, place):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.config.compile import JobSpec, Relocation
-from nemotron_dagster.config.secrets import is_secret
+from nemotron_dagster.config.references import reveal
+from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.errors import PreflightError
 from nemotron_dagster.jobs import launch, payload_env
 from nemotron_dagster.jobs.target import ANY_KEY, Submission
@@ -87,11 +88,10 @@ def submission(
         argv = launch.template(str(text), layout.script, layout.config, spec.passthrough)
     else:
         argv = (python, layout.script, "--config", layout.config, *spec.passthrough)
-    written = {str(k): _text(v) for k, v in (env.get("env_vars") or {}).items() if v is not None}
-    hidden = {k for k, v in written.items() if is_secret(k) or "${" in v}
-    own = {k: _JOB_DIRECTORY.sub(lambda _: layout.directory, v) for k, v in written.items() if k not in hidden}
+    public, secrets = variables(spec, revealed)
+    own = {k: _JOB_DIRECTORY.sub(lambda _: layout.directory, v) for k, v in public.items()}
     paths = [own.get("PYTHONPATH", ""), *layout.roots, layout.inherited]
-    variables = {
+    environment = {
         "PYTHONUNBUFFERED": "1",
         "NEMOTRON_STEP_DIR": os.path.dirname(layout.script),
         "NEMOTRON_MESSAGES": layout.messages,
@@ -105,8 +105,8 @@ def submission(
         key=key,
         step=step.id,
         argv=argv,
-        env=variables,
-        secrets={k: _revealed(written[k]) if revealed else "" for k in hidden},
+        env=environment,
+        secrets=secrets,
         cwd=layout.directory,
         files={
             os.path.relpath(layout.config, layout.directory): yaml.safe_dump(
@@ -124,6 +124,18 @@ def submission(
         workdir=step.runspec.workdir,
         mode=str(spec.run.get("mode") or "local"),
     )
+
+
+def variables(spec: JobSpec, revealed: bool = True) -> tuple[dict[str, str], dict[str, str]]:
+    """The job's ``env_vars``: those that may be written down, and its secrets (empty unless ``revealed``).
+
+    Raises:
+        ProfileError: a variable that a secret refers to is not set.
+    """
+    written = {str(k): _text(v) for k, v in (spec.environment.get("env_vars") or {}).items() if v is not None}
+    hidden = {k for k, v in written.items() if is_secret(k) or looks_secret(v) or "${" in v}
+    secrets = {k: reveal(written[k]) if revealed else "" for k in hidden}
+    return {k: v for k, v in written.items() if k not in hidden}, secrets
 
 
 def node_count(spec: JobSpec) -> int:
@@ -186,17 +198,3 @@ def _tracking(table: Any) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _revealed(value: str) -> str:
-    if "${" not in value:
-        return value
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from nemotron_dagster.errors import ProfileError
-
-    try:
-        return str(OmegaConf.create({"v": value})["v"])
-    except OmegaConfBaseException as e:
-        raise ProfileError(f"{value} cannot be resolved. Export the variable that it names.") from e
