@@ -12,7 +12,7 @@ from nemotron_dagster.errors import ConfigError, did_you_mean
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
-    "payload", "env", "resumable", "freeform",
+    "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
 _PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
@@ -57,6 +57,7 @@ def load_step(directory: Path, root: Path) -> Step:
         env=str(step.get("env", "engine")),
         resumable=bool(step.get("resumable", False)),
         freeform=tuple(step.get("freeform", ())),
+        literal=tuple(step.get("literal", ())),
         runspec=read_runspec(directory / "step.py"),
     )
 
@@ -124,16 +125,36 @@ def _port(file: Path, kind: str, table: dict[str, Any]) -> Port:
     _known(file, f"[[{kind}]]", table, _PORT_KEYS)
     if "type" not in table:
         raise ConfigError(f"{file}: a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
+    keys = _binds(file, kind, table)
     return Port(
         name=str(table.get("name", table["type"])),
         type=str(table["type"]),
         required=bool(table.get("required", True)),
         description=str(table.get("description", "")).strip(),
-        bind=table.get("bind"),
+        bind=keys[0][0] if keys else None,
         source=table.get("from"),
         path=str(table.get("path", ".")),
-        suffix=str(table.get("suffix", "")),
+        suffix=keys[0][1] if keys else str(table.get("suffix", "")),
+        also=tuple(keys[1:]),
     )
+
+
+def _binds(file: Path, kind: str, table: dict[str, Any]) -> list[tuple[str, str]]:
+    """``bind`` of a port: one key, or a list of keys and of tables that give a key its own suffix."""
+    found = table.get("bind")
+    if found is None:
+        return []
+    keys = []
+    for entry in found if isinstance(found, list) else [found]:
+        whole = {"key": entry} if isinstance(entry, str) else entry
+        if not isinstance(whole, dict) or not isinstance(whole.get("key"), str) or not whole["key"]:
+            raise ConfigError(
+                f"{file}: bind = {entry!r} in a [[{kind}]] entry is no config key. "
+                'Write "a.b", or a list of keys and of {key = "a.b", suffix = "/x"}.'
+            )
+        _known(file, f"bind of a [[{kind}]] entry", whole, {"key", "suffix"})
+        keys.append((str(whole["key"]), str(whole.get("suffix", table.get("suffix", "")))))
+    return keys
 
 
 def _parameter(file: Path, table: dict[str, Any]) -> Parameter:
