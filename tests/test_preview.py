@@ -22,7 +22,7 @@ from nemotron_dagster.cli.preview import preview
 from nemotron_dagster.config.compile import JobSpec, compile_job
 from nemotron_dagster.config.profiles import Environment
 from nemotron_dagster.errors import ProfileError, TargetError
-from nemotron_dagster.jobs.submission import here, moved, submission
+from nemotron_dagster.jobs.submission import compile_on, here, moved, submission
 from nemotron_dagster.jobs.target import Submission, make_target, relocation_of
 from nemotron_dagster.project import Project
 
@@ -39,8 +39,7 @@ NASTY = {
 PLANTED = "planted-s3cret"
 #: What a config wants to be given before it compiles at all.
 GIVEN = {
-    "byob/mcq": ["run.env.mounts=[]"],
-    "translate/nemo_curator": ["source_language=en", "target_language=de", "run.env.mounts=[]"],
+    "translate/nemo_curator": ["source_language=en", "target_language=de"],
 }
 CONFIG = {"eval/model_eval": "tiny_chat"}
 
@@ -78,7 +77,8 @@ def spec_of(step: str, profile: str, *overrides: str, config: str | None = None,
     environment = profiles()
     tables = dict(environment.tables)
     tables["p"] = {"extends": profile, **settings}
-    return compile_job(
+    return compile_on(
+        project,
         load_catalog(project).steps[step],
         config or CONFIG.get(step),
         [*GIVEN.get(step, []), *overrides],
@@ -105,7 +105,8 @@ def test_every_step_has_a_preview_without_a_secret(executor: str, tmp_path: Path
         if executor != "local":
             assert submitted["refused"]
             assert submitted["image"] and submitted["job_script"]
-            assert str(REPO) not in submitted["job_script"], f"{step} on {executor} names a path of this machine"
+            for text in (submitted["job_script"], json.dumps(data["config"], default=str)):
+                assert str(REPO) not in text, f"{step} on {executor} names a path of this machine"
             assert data["output"]["directory"].startswith("/nemo_run/") or not data["output"]["managed"]
         if executor == "slurm":
             for script in (submitted["script"], submitted["job_script"]):
@@ -279,7 +280,8 @@ def test_a_batch_script_hands_everything_on_exactly(project: Path, tmp_path: Pat
         "setup_lines": "export FROM_SETUP=1",
     }
     words = ["--flag", "a b", "$HOME", "it's", '"', "x\ny", "*"]
-    spec = compile_job(
+    spec = compile_on(
+        own,
         load_catalog(own).steps["demo/dump"],
         None,
         [],
@@ -509,7 +511,7 @@ def test_preview_says_where_inputs_and_output_are(project: Path) -> None:
     bound = compile_job(step, inputs={"training_jsonl": "/up/stream"})
     data = preview(own, bound)
     assert list(data) == [
-        "step", "config_name", "profile", "mode", "run", "config", "inputs", "output", "submission",
+        "step", "config_name", "profile", "mode", "run", "config", "compiled", "inputs", "output", "submission",
     ]  # fmt: skip
     row = {"port": "training_jsonl", "type": "training_jsonl", "key": "data"}
     assert data["inputs"] == [{**row, "path": "/up/stream", "source": "bound"}]

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from nemotron_dagster.artifacts.store import artifact_root, slot
-from nemotron_dagster.config.compile import JobSpec, Relocation, bind_output, get_key
+from nemotron_dagster.config.compile import JobSpec, Relocation, bind_output
+from nemotron_dagster.config.keys import get
 from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import ConfigError, NemotronError
 from nemotron_dagster.jobs import payload_env
@@ -47,19 +48,18 @@ def preview(project: Project, spec: JobSpec) -> dict[str, Any]:
             before.append(f"nemotron env build {step.env}")
     job = submission(spec, ANY_KEY, python, layout, config, revealed=False)
     shown = target.preview(job)
-    found: dict[str, Any] = {
+    return {
         "step": step.id,
         "config_name": spec.config,
         "profile": spec.profile,
         "mode": spec.run.get("mode"),
         "run": redact(spec.run),
         "config": redact(config),
+        "compiled": redact(spec.job),
         "inputs": _inputs(spec, config),
         "output": _output(spec, layout),
         "submission": redact(_submission(shown, before, refused)),
     }
-    compiled = getattr(spec, "job", None)
-    return found if compiled is None else {**found, "compiled": redact(compiled)}
 
 
 def print_preview(data: dict[str, Any], as_json: bool) -> None:
@@ -112,7 +112,7 @@ def _refusal(target: Target, spec: JobSpec) -> str | None:
 def _inputs(spec: JobSpec, config: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for port in spec.step.consumes:
-        value = get_key(config, port.bind) if port.bind else None
+        value = get(config, port.bind) if port.bind else None
         source = "bound" if port.name in spec.bound else "external" if port.name in spec.external else "default"
         rows.append({"port": port.name, "type": port.type, "key": port.bind, "path": value, "source": source})
     return rows

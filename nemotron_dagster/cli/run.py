@@ -12,10 +12,11 @@ import click
 
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
-from nemotron_dagster.config.compile import JobSpec, compile_job
+from nemotron_dagster.config.compile import JobSpec
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt
+from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.project import Project, find_project
 
@@ -37,7 +38,8 @@ def compiled(
     split = split_tokens(tokens)
     root = artifact_root(project)
     upstream = {p.name: latest(root, p.source.split("/")) for p in step.consumes if p.source}
-    spec = compile_job(
+    spec = compile_on(
+        project,
         step,
         config,
         split.dotlist,

@@ -28,19 +28,6 @@ __all__ = ["JobSpec", "Relocation", "bind_output", "compile_job", "job_config"]
 
 
 @dataclass(frozen=True)
-class Relocation:
-    """Where things lie for the job on a target that moves the code.
-
-    Attributes:
-        code: the project's folder, with ``steps/`` in it.
-        run: the job's own directory.
-    """
-
-    code: str
-    run: str
-
-
-@dataclass(frozen=True)
 class JobSpec:
     """One compiled submission. ``train`` is what reaches the payload; secrets in it are references, not values.
 

@@ -6,21 +6,41 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_dagster.config.compile import JobSpec, Relocation
+from nemotron_dagster.catalog import Step
+from nemotron_dagster.config.compile import JobSpec, Relocation, compile_job
 from nemotron_dagster.config.references import reveal
 from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.errors import PreflightError
 from nemotron_dagster.jobs import launch, payload_env
-from nemotron_dagster.jobs.target import ANY_KEY, Submission
+from nemotron_dagster.jobs.target import ANY_KEY, Submission, relocation_of
 from nemotron_dagster.project import Project
 
 #: The job's directory as profiles for containers write it; without a container it is where it lies.
 _JOB_DIRECTORY = re.compile(r"(?<![\w.-])/nemo_run(?=[/:]|$)")
+
+
+def compile_on(
+    project: Project, step: Step, config: str | None = None, overrides: Iterable[str] = (), **options: Any
+) -> JobSpec:
+    """``compile_job`` with the relocation of the target that the profile names; ``options`` are its keywords.
+
+    Which target that is, and whether it moves the code, only the compiled job can tell: it is compiled again then.
+
+    Raises:
+        ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
+    """
+    overrides = tuple(overrides)
+    spec = compile_job(step, config, overrides, **options)
+    image = step.runspec.image if step.runspec else None
+    relocation = relocation_of(project, spec.profile, spec.environment, image)
+    if relocation is None:
+        return spec
+    return compile_job(step, config, overrides, **options, relocation=relocation)
 
 
 @dataclass(frozen=True)
