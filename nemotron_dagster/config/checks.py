@@ -8,10 +8,11 @@ from typing import Any
 
 from nemotron_dagster.catalog.model import Step
 from nemotron_dagster.config.artifact_references import is_reference
-from nemotron_dagster.config.keys import ABSENT, Key, child, get, join, parse_key
+from nemotron_dagster.config.keys import ABSENT, child, get, join, merge, parse_key
 from nemotron_dagster.config.secrets import is_secret
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
+Path = tuple[Any, ...]
 #: Words of names whose number need not be whole, though a config may write it without a point.
 _FRACTIONS = {
     "ratio", "rate", "lr", "decay", "weight", "penalty", "threshold", "clip", "coef", "coeff", "factor", "scale",
@@ -20,7 +21,11 @@ _FRACTIONS = {
 }  # fmt: skip
 #: What stands for "decide yourself" where a number or a list is meant.
 _WORDS = ("auto", "none", "null", "???", "all")
-_RUN_SECTIONS = ("env", "wandb")
+#: Sections that every job has, whatever its config says.
+_SYSTEM: dict[str, Any] = {
+    "run": {"env": {}, "wandb": {}},
+    "artifacts": {"root": None, "manifest": {}, "wandb": None},
+}
 
 
 def check_secrets(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -47,6 +52,7 @@ def check_overrides(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping
     Raises:
         ConfigError: unknown key, a value of a wrong type, or one that the manifest's choices exclude.
     """
+    known = merge(_SYSTEM, known)
     for key, value in pairs:
         whole = parse_key(key)
         if value == {}:
@@ -68,7 +74,7 @@ def check_choices(step: Step, train: Mapping[str, Any], where: str) -> None:
             _chosen(step, parameter.name, value, f"{where}: ")
 
 
-def is_free(step: Step, path: Key) -> bool:
+def is_free(step: Step, path: Path) -> bool:
     """Whether the manifest leaves the keys below ``path`` open; ``*`` in it stands for any one key."""
     for pattern in step.freeform:
         parts = pattern.split(".")
@@ -77,7 +83,7 @@ def is_free(step: Step, path: Key) -> bool:
     return False
 
 
-def _flat(path: Key, value: Any) -> Iterator[tuple[Key, Any]]:
+def _flat(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
     if isinstance(value, Mapping) and value:
         for k, v in value.items():
             yield from _flat((*path, str(k)), v)
@@ -100,27 +106,30 @@ def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _check(step: Step, path: Key, value: Any, known: Mapping[str, Any]) -> None:
+def _check(step: Step, path: Path, value: Any, known: Mapping[str, Any]) -> None:
     parameters = [p.name for p in step.parameters]
     binds = [k for p in (*step.consumes, *step.produces) for k, _ in p.keys]
     named = [parse_key(n) for n in (*parameters, *binds)]
     free = is_free(step, path) or any(n[: len(path)] == path or path[: len(n)] == n for n in named)
     node: Any = known
+    shown: tuple[Any, ...] = ()
     for i, part in enumerate(path):
         if node is None or node == {} or (isinstance(node, str) and "${" in node):
             return
         found = child(node, part)
         if found is ABSENT:
+            path = (*shown, *path[i:])
             if isinstance(node, list):
                 raise ConfigError(
                     f"{join(path)}={_short(value)}: {join(path[:i])} has {len(node)} items, counted from 0."
                 )
-            if path[0] == "run" and _run_key(path, i, value):
+            if _system_key(path, value):
                 return
             if free and isinstance(node, Mapping):
                 return
             raise ConfigError(_unknown(step, path, i, node))
-        node = node[found]
+        shown, node = (*shown, found), node[found]
+    path = shown
     expected = _mismatch(path, node, value)
     if expected:
         raise ConfigError(
@@ -129,17 +138,17 @@ def _check(step: Step, path: Key, value: Any, known: Mapping[str, Any]) -> None:
         )
 
 
-def _run_key(path: Key, depth: int, value: Any) -> bool:
-    """Whether a key below ``run`` that the config does not have may be set all the same."""
-    return len(path) == 1 or path[1] in _RUN_SECTIONS or (len(path) == 2 and is_reference(value))
+def _system_key(path: Path, value: Any) -> bool:
+    """Whether a key of ``run`` that the config does not have may be set all the same."""
+    return path[0] == "run" and (path[1] in ("env", "wandb") or (len(path) == 2 and is_reference(value)))
 
 
-def _unknown(step: Step, path: Key, depth: int, node: Any) -> str:
+def _unknown(step: Step, path: Path, depth: int, node: Any) -> str:
     key, section = join(path), join(path[:depth])
     if not isinstance(node, Mapping):
         return f"unknown config key {key!r} for {step.id}: {section} is a value, not a section. Name {section} itself."
     if path[0] == "run":
-        known = [f"run.{s}" for s in dict.fromkeys([*_RUN_SECTIONS, *node])] if depth == 1 else []
+        known = [f"run.{k}" for k in node] if depth == 1 and len(path) > 2 else []
         target = join(("run", "env", *path[1:]))
         near = did_you_mean(join(path[: depth + 1]), known) or f" A setting of the target is {target}."
         return f"unknown config key {key!r} for {step.id}.{near} --allow-unknown lets it through."
@@ -149,7 +158,7 @@ def _unknown(step: Step, path: Key, depth: int, node: Any) -> str:
     return f"unknown config key {key!r} for {step.id}.{near} --allow-unknown lets it through."
 
 
-def _mismatch(path: Key, present: Any, value: Any) -> str | None:
+def _mismatch(path: Path, present: Any, value: Any) -> str | None:
     """What is expected, where ``value`` cannot stand for ``present``."""
     if (
         value is None

@@ -256,7 +256,7 @@ class _Parser:
 
     def word(self, ends: str) -> Text:
         parts: list[Any] = []
-        escaped = False
+        escaped = 0  # how many parts there are up to the last escaped one
         while self.i < len(self.text):
             if self.at("${"):
                 parts.append(self.interpolation())
@@ -264,14 +264,14 @@ class _Parser:
             c = self.text[self.i]
             if c == "\\" and self.text[self.i + 1 : self.i + 2] in tuple(_ESCAPED):
                 self.i += 1
-                escaped = True
                 parts.append(self.text[self.i])
+                escaped = len(parts)
             elif c in ends or c in "[]{}'\"":
                 break
             else:
                 parts.append(c)
             self.i += 1
-        while parts and parts[-1] in (" ", "\t") and not escaped:
+        while len(parts) > escaped and parts[-1] in (" ", "\t"):
             parts.pop()
         return Text(_joined(parts), typed=not escaped)
 
