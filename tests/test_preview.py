@@ -494,12 +494,13 @@ def test_a_dry_run_touches_neither_disk_nor_network(
     assert snapshot(project, Path(environ["HOME"]), temporary) == before
 
 
+@pytest.mark.parametrize("how", ["-r", "-b"])
 def test_a_run_that_would_be_refused_leaves_nothing_behind(
-    project: Path, nemotron: Callable[..., subprocess.CompletedProcess[str]], environ: dict[str, str]
+    how: str, project: Path, nemotron: Callable[..., subprocess.CompletedProcess[str]], environ: dict[str, str]
 ) -> None:
     (project / "env.toml").write_text(ENV_TOML)
     before = snapshot(project)
-    done = nemotron("steps", "run", "demo/rows", "-r", "s", cwd=project, HF_TOKEN=PLANTED)
+    done = nemotron("steps", "run", "demo/rows", how, "s", cwd=project, HF_TOKEN=PLANTED)
     assert done.returncode == 6
     assert "submitting to slurm is not built yet; nothing was run. `-d` shows" in done.stderr
     assert snapshot(project) == before
