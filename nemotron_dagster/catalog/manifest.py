@@ -14,7 +14,7 @@ from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
-    "payload", "env", "resumable", "freeform",
+    "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
 _PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
@@ -68,6 +68,7 @@ def load_step(directory: Path, root: Path) -> Step:
         env=step.text_of("env", "engine"),
         resumable=step.flag("resumable", False),
         freeform=step.texts("freeform"),
+        literal=step.texts("literal"),
         runspec=read_runspec(f"{directory}/step.py"),
     )
 
@@ -109,6 +110,7 @@ def read_runspec(script: Path | str) -> Runspec | None:
         default_config=_default_config(config),
         nodes=resources.count("nodes", 1, 1),
         gpus_per_node=resources.count("gpus_per_node", 8, 0),
+        env={name: str(value) for name, value in spec.table("env").values.items()},
     )
 
 
@@ -165,9 +167,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
         name = table.text_of("name", port_type)
         if name in ports:
             raise table.error(None, f"a second [[{kind}]] entry is named {name!r}. Give it another `name`.")
-        bind = table.optional_text("bind")
-        if bind is not None and not _KEY.fullmatch(bind):
-            raise table.wrong("bind", "a config key like section.key")
+        keys = _binds(table)
         path = table.text_of("path", ".")
         if path != "." and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path):
             raise table.wrong("path", "a path below the output directory")
@@ -176,12 +176,33 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             type=port_type,
             required=table.flag("required", True),
             description=table.text_of("description").strip(),
-            bind=bind,
+            bind=keys[0][0] if keys else None,
             source=table.optional_text("from"),
             path=path,
-            suffix=table.text_of("suffix"),
+            suffix=keys[0][1] if keys else table.text_of("suffix"),
+            also=tuple(keys[1:]),
         )
     return tuple(ports.values())
+
+
+def _binds(table: Table) -> list[tuple[str, str]]:
+    """``bind`` of a port: one key, or a list of keys and of tables that give a key its own suffix."""
+    found, suffix = table.values.get("bind"), table.text_of("suffix")
+    if found is None:
+        return []
+    keys = []
+    for entry in found if isinstance(found, list) else [found]:
+        whole = {"key": entry} if isinstance(entry, str) else entry
+        key, own = (whole.get("key"), whole.get("suffix", suffix)) if isinstance(whole, dict) else (None, "")
+        known = isinstance(whole, dict) and set(whole) <= {"key", "suffix"}
+        if not known or not isinstance(key, str) or not isinstance(own, str) or not _KEY.fullmatch(key):
+            raise table.wrong(
+                "bind", 'a config key like section.key, or a list of them and of {key = "a", suffix = "/b"}'
+            )
+        keys.append((key, own))
+    if not keys:
+        raise table.wrong("bind", "a config key like section.key, or a list of them")
+    return keys
 
 
 def _parameter(table: Table) -> Parameter:
