@@ -22,6 +22,7 @@ from nemotron_dagster.errors import ConfigError
 from nemotron_dagster.project import Project
 
 TOML = '[step]\nid = "demo/refs"\n[[consumes]]\ntype = "training_jsonl"\nbind = "ckpt"\nrequired = false\n'
+TOML += '[[produces]]\ntype = "training_jsonl"\nbind = "output_dir"\n'
 SCRIPT = '# /// script\n# [tool.runspec]\n# name = "steps/demo/refs"\n# ///\n'
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
 from nemotron_dagster.catalog.model import Step
-from nemotron_dagster.config.interpolation import Resolution, Unresolved, settled
-from nemotron_dagster.config.keys import join, merge
+from nemotron_dagster.config.keys import merge
 from nemotron_dagster.config.overrides import apply
 from nemotron_dagster.config.profiles import Environment
-from nemotron_dagster.config.resolvers import Variables
-from nemotron_dagster.errors import ProfileError
 
 #: Keys of run.env that the step's YAML wins over the profile.
 _YAML_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
@@ -40,9 +35,9 @@ def build_job(
     recipe = {"name": step.runspec.name if step.runspec else "", "script": str(step.script)}
     env = _environment(_section(run, "env"), environment.profile(profile) if profile else None)
     run |= {"mode": mode, "profile": profile, "env": env, "cli": cli, "recipe": recipe}
-    if wandb := _system(environment, "wandb"):
+    if wandb := environment.section("wandb"):
         run["wandb"] = wandb
-    if artifacts := _system(environment, "artifacts"):
+    if artifacts := environment.section("artifacts"):
         job["artifacts"] = {**artifacts, **_section(job, "artifacts")}
     job["run"] = run
     apply(job, pairs)
@@ -66,16 +61,3 @@ def _environment(own: dict[str, Any], profile: dict[str, Any] | None) -> dict[st
     if mounts and all(isinstance(m, list) for m in mounts):
         env["mounts"] = [m for several in mounts for m in several]
     return env | {k: own[k] for k in _YAML_WINS if k in own}
-
-
-def _system(environment: Environment, name: str) -> dict[str, Any]:
-    """A system section of env.toml, resolved by itself."""
-    table = environment.tables.get(name)
-    if not isinstance(table, Mapping):
-        return {}
-    resolution = Resolution(dict(table), {"oc.env": Variables(os.environ).resolver()})
-    try:
-        return {k: settled(resolution.value((k,))) for k in table}
-    except Unresolved as e:
-        key = join((name, *(e.path or ())))
-        raise ProfileError(f"{environment.file}: {key}: {e}. {e.fix.replace('{key}', key)}") from e

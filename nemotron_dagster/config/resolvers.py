@@ -44,7 +44,7 @@ class Variables:
     derived: Mapping[str, str] = field(default_factory=dict)
 
     def resolver(self) -> Resolver:
-        """``oc.env`` over these variables; a secret one stays a reference."""
+        """``oc.env`` over these variables; one that is secret by its name or by the key it fills stays."""
 
         def env(resolution: Resolution, path: KeyPath, args: tuple[Any, ...]) -> Any:
             if not 1 <= len(args) <= 2:
@@ -52,9 +52,9 @@ class Variables:
             name = resolution.evaluate(args[0], path, argument=True)
             if not isinstance(name, str) or isinstance(name, Reference):
                 raise Unresolved(f"{name!r} stands where a variable's name is needed", "Write ${oc.env:NAME}.")
-            default = [resolution.evaluate(a, path, argument=True) for a in args[1:]] if is_secret(name) else []
-            if is_secret(name) or (name == STEP_DIR and self.places.moved):
-                return keep("oc.env", (name, *default))
+            secret = is_secret(name) or any(is_secret(k) for k in path[-1:] if isinstance(k, str))
+            if secret or isinstance(self.job.get(name), Reference) or (name == STEP_DIR and self.places.moved):
+                return keep("oc.env", (name, *(resolution.evaluate(a, path, argument=True) for a in args[1:])))
             found = self.lookup(name)
             if found is not None:
                 return found
@@ -75,8 +75,7 @@ class Variables:
         if name == "PWD":
             return self.places.working_directory
         if self.job.get(name) is not None:
-            value = self.job[name]
-            return value if isinstance(value, Reference) else unescape(str(value))
+            return unescape(str(self.job[name]))
         if name in self.derived:
             return self.derived[name]
         if name == "NEMO_RUN_DIR" and self.places.moved:
