@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
-    "payload", "env", "resumable", "freeform",
+    "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
 _PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
@@ -62,6 +63,7 @@ def load_step(directory: Path, root: Path) -> Step:
         env=step.text_of("env", "engine"),
         resumable=step.flag("resumable", False),
         freeform=step.texts("freeform"),
+        literal=step.texts("literal"),
         runspec=read_runspec(directory / "step.py"),
     )
 
@@ -96,10 +98,10 @@ def read_runspec(script: Path) -> Runspec | None:
         raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
     spec = tool.table("runspec")
     spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
-    run, config, resources = spec.table("run"), spec.table("config"), spec.table("resources")
-    run.known(("launch", "cmd", "workdir"), "[tool.runspec.run]")
-    config.known(("dir", "default", "format"), "[tool.runspec.config]")
-    resources.known(("nodes", "gpus_per_node"), "[tool.runspec.resources]")
+    run, config, resources, env = (spec.table(name) for name in ("run", "config", "resources", "env"))
+    run.known({"launch", "cmd", "workdir"}, "[tool.runspec.run]")
+    config.known({"dir", "default", "format"}, "[tool.runspec.config]")
+    resources.known({"nodes", "gpus_per_node"}, "[tool.runspec.resources]")
     launch = run.text_of("launch", "torchrun")
     if launch not in ("python", "torchrun", "ray"):
         raise run.error("launch", f"runspec launch {launch!r} is none of python, torchrun, ray. Use one of them.")
@@ -113,6 +115,7 @@ def read_runspec(script: Path) -> Runspec | None:
         default_config=_default_config(config),
         nodes=resources.count("nodes", 1, 1),
         gpus_per_node=resources.count("gpus_per_node", 8, 0),
+        env={name: env.scalar_text(name) for name in env.values},
     )
 
 
@@ -148,9 +151,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
         name = table.text_of("name", port_type)
         if name in ports:
             raise table.error(None, f"a second [[{kind}]] entry is named {name!r}. Give it another `name`.")
-        bind = table.optional_text("bind")
-        if bind is not None and not _KEY.fullmatch(bind):
-            raise table.wrong("bind", "a config key like section.key")
+        keys = _binds(table, kind)
         path = table.text_of("path", ".")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path:
             raise table.wrong("path", "a path below the output directory")
@@ -159,16 +160,34 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             type=port_type,
             required=table.flag("required", True),
             description=table.text_of("description").strip(),
-            bind=bind,
+            bind=keys[0][0] if keys else None,
             source=table.optional_text("from"),
             path=path,
-            suffix=table.text_of("suffix"),
+            suffix=keys[0][1] if keys else table.text_of("suffix"),
+            also=tuple(keys[1:]),
         )
     return tuple(ports.values())
 
 
+def _binds(table: Table, kind: str) -> list[tuple[str, str]]:
+    """``bind`` of a port: one key, or a list of keys and of tables that give a key its own suffix."""
+    if "bind" not in table.values:
+        return []
+    found = table.values["bind"]
+    suffix = table.text_of("suffix")
+    keys: list[tuple[str, str]] = []
+    for entry in found if isinstance(found, list) and found else [found]:
+        whole = replace(table, values=entry if isinstance(entry, dict) else {"key": entry}, path=(*table.path, "bind"))
+        whole.known({"key", "suffix"}, f"bind of a [[{kind}]] entry")
+        key = whole.values.get("key")
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise table.wrong("bind", 'a config key, "a.b", or a list of keys and of {key = "a.b", suffix = "/x"}')
+        keys.append((key, whole.text_of("suffix", suffix)))
+    return keys
+
+
 def _parameter(table: Table) -> Parameter:
-    table.known(("name", "default", "description", "choices"), "[[parameters]]")
+    table.known({"name", "default", "description", "choices"}, "[[parameters]]")
     if "name" not in table.values:
         raise table.error(None, "a [[parameters]] entry has no name. Name the config key that it describes.")
     choices = table.values.get("choices", [])

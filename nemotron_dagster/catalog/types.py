@@ -54,7 +54,7 @@ def load_types(files: list[Path]) -> TypeGraph:
         for name in doc.values:
             if name not in parents:
                 table = tables[name] = doc.table(name)
-                table.known(("is_a", "convert_to", "description"), f"[{name}]")
+                table.known({"is_a", "convert_to", "description"}, f"[{name}]")
                 parents[name] = table.texts("is_a")
                 to = table.table("convert_to")
                 converters[name] = {wanted: to.text_of(wanted) for wanted in to.values}

@@ -10,6 +10,7 @@ import click
 
 from nemotron_dagster import __version__
 from nemotron_dagster.errors import NemotronError
+from nemotron_dagster.files import told
 
 _GROUPS = {
     "steps": ("nemotron_dagster.cli.steps", "List, show and run steps."),
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> Any:
     except NemotronError as e:
         if verbose:
             raise
-        click.echo(f"Error: {e}", err=True)
+        click.echo(f"Error: {told(e)}", err=True)
         sys.exit(e.exit_code)
 
 

@@ -10,6 +10,7 @@ import click
 
 from nemotron_dagster.catalog import Catalog, Port, Step, load_catalog
 from nemotron_dagster.errors import UsageError, did_you_mean
+from nemotron_dagster.files import told
 from nemotron_dagster.project import find_project
 
 _TITLES = {
@@ -162,7 +163,7 @@ def more_data(step: Step) -> dict[str, Any]:
 def _catalog() -> Catalog:
     catalog = load_catalog(find_project())
     for name, error in catalog.broken.items():
-        click.echo(f"Warning: step {name} is left out: {error}", err=True)
+        click.echo(f"Warning: step {name} is left out: {told(error)}", err=True)
     return catalog
 
 

@@ -15,6 +15,8 @@ from nemotron_dagster.errors import ConfigError, did_you_mean
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+#: What YAML does not let stand in a text as it is. JSON's escapes of all else beyond 16 bits are none of YAML's.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -114,5 +116,9 @@ def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         elif isinstance(value, str) and _NUMBER.fullmatch(value):
             tokens.append(f"{name}={value}")
         else:
-            tokens.append(f"{name}={json.dumps(value)}")
+            tokens.append(f"{name}={_UNSAFE.sub(_escaped, json.dumps(value, ensure_ascii=False))}")
     return tokens
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"
