@@ -213,16 +213,25 @@ def env_toml_cases() -> Iterable[Case]:
         "huge_number": ("[p]\na = " + "9" * 5000, r"env\.toml:2:1", "digits"),
         "too_large": (b"#" * 2_000_000, r"env\.toml", "larger than"),
         "yaml_instead": ("p:\n  executor: local\n", r"env\.toml:1:2"),
+        "directory": (DIRECTORY, r"env\.toml", "directory"),
+        "fifo": (FIFO, r"env\.toml", "regular file"),
+        "circle": (CIRCLE, r"env\.toml", "symbolic links"),
+        "dangling": (DANGLING, r"env\.toml", "no such file"),
         "no_profiles": ("", r"env\.toml", "'p'"),
         "close_name": ('[pp]\nexecutor = "local"\n', "'p'", "Did you mean pp|pp"),
         "profile_is_text": ('p = "local"\n', "p"),
         "profile_is_list": ('[[p]]\nexecutor = "local"\n', "p"),
+        "extends_list": ('[p]\nextends = ["a", "b"]\n[a]\n[b]\n', "extends", "one parent|text"),
+        "extends_number": ("[p]\nextends = 5\n", "extends"),
+        "extends_table": ("[p.extends]\na = 1\n", "extends"),
         "extends_unknown": ('[p]\nextends = "bass"\n[base]\n', "'bass'", "Did you mean base"),
         "extends_itself": ('[p]\nextends = "p"\n', "circle: p -> p"),
         "extends_circle": ('[p]\nextends = "q"\n[q]\nextends = "r"\n[r]\nextends = "p"\n', "circle: p -> q -> r -> p"),
         "extends_reserved": ('[p]\nextends = "wandb"\n[wandb]\nproject = "x"\n', "'wandb'"),
         "unset_variable": ('[p]\nexecutor = "local"\nremote_job_dir = "${oc.env:SURELY_UNSET_X}"\n', "SURELY_UNSET_X"),
         "circle_of_values": ('[p]\nexecutor = "local"\na = "${b}"\nb = "${a}"\n', "a|b"),
+        "unclosed_reference": ('[p]\nexecutor = "${x"\n', "executor"),
+        "date": ("[p]\nexecutor = 2020-01-01\n", "executor"),
     }
     for name, (text, *says) in texts.items():
         yield Case(f"env_{name}", (*RUN, "-r", "p"), PROFILE, tuple(map(str, says)), {"env.toml": text})
@@ -310,9 +319,11 @@ def manifest_cases() -> Iterable[Case]:
     for name, (text, *says) in scripts.items():
         files = {BROKEN: head, "steps/demo/broken/step.py": text}
         yield Case(f"script_{name}", show, CONFIG, tuple(map(str, says)), files)
-    yield Case(
-        "script_missing_run", ("steps", "run", "demo/broken", "-d"), CONFIG, (r"no step\.py", "Add one"), {BROKEN: head}
+    run, whole = (
+        ("steps", "run", "demo/broken", "-d"),
+        {BROKEN: head + '[[produces]]\ntype = "raw_jsonl"\nbind = "o"\n'},
     )
+    yield Case("script_missing_run", run, CONFIG, (r"no step\.py", "Add one"), whole)
     types: dict[str, tuple[object, ...]] = {
         "malformed": ("[mine\n", r"types\.toml:1:6"),
         "not_a_table": ("mine = 1\n", r"types\.toml:1:1", "Write a table"),

@@ -20,7 +20,7 @@ CASES = cases()
 PROCESSES = [
     "yaml_unclosed", "yaml_laughs", "yaml_is_fifo", "yaml_interpolation_circle", "config_name_unknown",
     "config_name_surrogate", "override_unknown", "override_yaml_escape", "env_unclosed_header",
-    "env_file_directory", "env_extends_circle", "env_file_fifo", "manifest_tags_number", "pipeline_circle",
+    "env_directory", "env_extends_circle", "env_file_fifo", "manifest_tags_number", "pipeline_circle",
     "command_option", "step_rtl_show", "step_planned",
 ]  # fmt: skip
 

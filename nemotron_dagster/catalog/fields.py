@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +34,16 @@ class Table:
         path = self.path if key is None else (*self.path, key)
         at = positions(self.text).get(path)
         where = f":{at[0] + self.first_line - 1}:{at[1] + self.indent}" if at else ""
-        return ConfigError(f"{self.file}{where}: {printable(problem, 1000)}")
+        return ConfigError(f"{printable(self.file)}{where}: {printable(problem, 1000)}")
 
     def wrong(self, key: str, wanted: str) -> ConfigError:
         shown = printable(repr(self.values[key]), 80)
         return self.error(key, f"{key} = {shown} is not {wanted}. Write {wanted}.")
 
-    def known(self, keys: Iterable[str], where: str) -> None:
+    def known(self, keys: Set[str], where: str) -> None:
         """Raises ConfigError: a key that is none of ``keys``."""
+        if self.values.keys() <= keys:
+            return
         known = sorted(keys)
         for key in self.values:
             if key not in known:

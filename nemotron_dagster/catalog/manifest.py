@@ -22,6 +22,8 @@ _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies",
 _RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+)*")
+_ID = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+_GROUP = re.compile(r"[A-Za-z0-9_]+")
 
 
 def load_step(directory: Path, root: Path) -> Step:
@@ -30,18 +32,22 @@ def load_step(directory: Path, root: Path) -> Step:
     Raises:
         ConfigError: the manifest or the runspec is not readable or wrong, naming file, line and key. No other error.
     """
-    doc = read_tables(directory / "step.toml")
+    doc = read_tables(f"{directory}/step.toml")
     doc.known(_TABLES, "top level")
     if not isinstance(doc.values.get("step"), dict):
         raise doc.error(None, "has no [step] table. Add one with id, name and description.")
     step = doc.table("step")
     step.known(_STEP_KEYS, "[step]")
-    path_id = directory.relative_to(root).as_posix()
-    if printable(path_id) != path_id:
+    path_id = str(directory)[len(str(root)) + 1 :]
+    if not path_id.isprintable() and printable(path_id) != path_id:
         raise doc.error(None, "the folder's path holds characters that cannot be printed. Rename the folder.")
+    if not _ID.fullmatch(path_id):
+        raise doc.error(None, f"{path_id!r} is no step id. Name the folders with letters, digits, _ and - only.")
     step_id = step.text_of("id", path_id)
     if step_id != path_id:
         raise step.error("id", f"id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")
+    if not _GROUP.fullmatch(step.text_of("category", "x")):  # Dagster's groups have no other characters
+        raise step.wrong("category", "a word of letters, digits and _")
     payload = step.text_of("payload", "ready")
     if payload not in ("ready", "planned"):
         raise step.wrong("payload", "'ready' or 'planned'")
@@ -64,21 +70,21 @@ def load_step(directory: Path, root: Path) -> Step:
         resumable=step.flag("resumable", False),
         freeform=step.texts("freeform"),
         literal=step.texts("literal"),
-        runspec=read_runspec(directory / "step.py"),
+        runspec=read_runspec(f"{directory}/step.py"),
     )
 
 
-def read_tables(file: Path) -> Table:
+def read_tables(file: Path | str) -> Table:
     """The whole file as a table.
 
     Raises:
         ConfigError: missing, unreadable or malformed, with line and column.
     """
     text = read_text(file, ConfigError, MAX_TOML)
-    return Table(parse_toml(text, file), (), printable(file), text)
+    return Table(parse_toml(text, file), (), str(file), text)
 
 
-def read_runspec(script: Path) -> Runspec | None:
+def read_runspec(script: Path | str) -> Runspec | None:
     """The ``[tool.runspec]`` of a step.py (PEP 723 block), or None where there is no step.py.
 
     Raises:
@@ -86,17 +92,7 @@ def read_runspec(script: Path) -> Runspec | None:
     """
     if not os.path.lexists(script):
         return None
-    source = read_text(script)
-    match = _BLOCK.search(source)
-    if not match:
-        raise ConfigError(f"{script}: has no `# /// script` block. Add one with a [tool.runspec] table.")
-    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].split("\n"))
-    first = source.count("\n", 0, match.start("body")) + 1
-    values = parse_toml(body, script, ConfigError, first, "its `# /// script` block is")
-    tool = Table(values, (), printable(script), body, first, 2).table("tool")
-    if not isinstance(tool.values.get("runspec"), dict):
-        raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
-    spec = tool.table("runspec")
+    spec = runspec_table(script)
     spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
     run, config, resources, env = (spec.table(name) for name in ("run", "config", "resources", "env"))
     run.known({"launch", "cmd", "workdir"}, "[tool.runspec.run]")
@@ -111,7 +107,7 @@ def read_runspec(script: Path) -> Runspec | None:
         launch=launch,
         cmd=run.optional_text("cmd"),
         workdir=run.optional_text("workdir"),
-        config_dir=_config_dir(config, script.parent),
+        config_dir=_config_dir(config, str(script).rpartition("/")[0]),
         default_config=_default_config(config),
         nodes=resources.count("nodes", 1, 1),
         gpus_per_node=resources.count("gpus_per_node", 8, 0),
@@ -119,11 +115,36 @@ def read_runspec(script: Path) -> Runspec | None:
     )
 
 
-def _config_dir(config: Table, step: Path) -> Path:
+def runspec_table(script: Path | str) -> Table:
+    """The ``[tool.runspec]`` table of a step.py as it is written.
+
+    Raises:
+        ConfigError: the file cannot be read, or the block is missing or malformed.
+    """
+    source = read_text(script)
+    match = _BLOCK.search(source)
+    if not match:
+        raise ConfigError(f"{script}: has no `# /// script` block. Add one with a [tool.runspec] table.")
+    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].split("\n"))
+    first = source.count("\n", 0, match.start("body")) + 1
+    values = parse_toml(body, script, ConfigError, first, "its `# /// script` block is")
+    tool = Table(values, (), str(script), body, first, 2).table("tool")
+    if not isinstance(tool.values.get("runspec"), dict):
+        raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
+    return tool.table("runspec")
+
+
+def _config_dir(config: Table, directory: str) -> Path:
     name = config.text_of("dir", "./config")
-    folder = step / name
+    folder = Path(directory, name)
+    if (
+        name in ("config", "./config")
+        and not os.path.islink(folder)
+        and os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+    ):
+        return folder  # nearly always, and without resolving two paths
     try:
-        inside = folder.resolve().is_relative_to(step.resolve())
+        inside = folder.resolve().is_relative_to(Path(directory).resolve())
         readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
     except (ValueError, OSError, RuntimeError) as e:  # NUL, too long, a circle of links
         raise config.wrong("dir", "a folder below the step's own") from e
@@ -153,7 +174,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             raise table.error(None, f"a second [[{kind}]] entry is named {name!r}. Give it another `name`.")
         keys = _binds(table, kind)
         path = table.text_of("path", ".")
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path:
+        if path != "." and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path):
             raise table.wrong("path", "a path below the output directory")
         ports[name] = Port(
             name=name,
