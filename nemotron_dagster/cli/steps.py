@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -228,16 +229,19 @@ def _catalog() -> Catalog:
 
 
 def _profiles() -> dict[str, dict[str, Any]]:
-    """The profiles of the present env.toml; a broken file is told, and is no reason not to show a step."""
-    from nemotron_dagster.cli.configs import merged_profiles
+    """The profiles of the present env.toml as written; what is broken is told, and is no reason not to show a step."""
     from nemotron_dagster.config.profiles import load_environment
 
+    found: dict[str, dict[str, Any]] = {}
     try:
         environment = load_environment(find_project().root)
-        return merged_profiles(environment.tables, environment.profiles)
     except NemotronError as e:
         warn(f"Warning: no profiles are shown: {e}")
-        return {}
+        return found
+    for name in environment.profiles:
+        with suppress(NemotronError):  # `nemotron env check` is for those
+            found[name] = environment.written(name)
+    return found
 
 
 def _hint(catalog: Catalog, **filters: str | None) -> None:
