@@ -58,6 +58,7 @@ class Runspec:
     default_config: str = "default"
     nodes: int = 1
     gpus_per_node: int = 8
+    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from nemotron_dagster.config.source import read_value
 from nemotron_dagster.errors import ConfigError
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+#: What YAML does not let stand in a text as it is. JSON's escapes of all else beyond 16 bits are none of YAML's.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -88,5 +90,9 @@ def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         elif isinstance(value, float) and not math.isfinite(value):
             tokens.append(f"{name}={'.nan' if math.isnan(value) else '.inf' if value > 0 else '-.inf'}")
         else:
-            tokens.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
+            tokens.append(f"{name}={_UNSAFE.sub(_escaped, json.dumps(value, ensure_ascii=False))}")
     return tokens
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"

@@ -39,10 +39,11 @@ def resolve_job(
         "mul": mul,
         "art": art(lambda: artifacts or _artifact_root()),
     }
-    here = Variables(os.environ, Places(), step.directory)
+    here = Variables(os.environ, Places(), step.directory.resolve())
     run = _values(Resolution(root, {**resolvers, "oc.env": here.resolver()}), ["run"], files)["run"]
     env = _section(run, "env")
-    there = Variables(os.environ, places, step.directory, _section(env, "env_vars"), _derived(env, places))
+    folder = Path(places.relocation.code, "steps", step.id) if places.relocation else step.directory.resolve()
+    there = Variables(os.environ, places, folder, _section(env, "env_vars"), _derived(env, places))
     resolvers["oc.env"] = there.resolver()
     _free_outputs(root, resolvers, outputs)
     resolution = Resolution(root, resolvers)

@@ -71,7 +71,7 @@ class Variables:
     def lookup(self, name: str) -> str | None:
         """The variable's value as the job will see it, or None."""
         if name == STEP_DIR and self.step_directory is not None:
-            return str(self.step_directory.resolve())
+            return str(self.step_directory)
         if name == "PWD":
             return self.places.working_directory
         if self.job.get(name) is not None:
