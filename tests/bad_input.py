@@ -121,20 +121,23 @@ def yaml_cases() -> Iterable[Case]:
         argv = (*RUN, "-c", "./other.yaml")
         yield Case(f"yaml_is_{name}", argv, CONFIG, (r"other\.yaml",), {"other.yaml": kind})
         files = {CONFIG_FILE: "defaults: base\n", "steps/demo/rows/config/base.yaml": kind}
-        if name in ("directory", "fifo"):
-            yield Case(f"yaml_base_is_{name}", (*RUN, "-c", "bad"), CONFIG, (r"base\.yaml",), files)
+        yield Case(f"yaml_base_is_{name}", (*RUN, "-c", "bad"), CONFIG, (r"base\.yaml",), files)
 
 
 def config_name_cases() -> Iterable[Case]:
     """Names of configs that are none."""
     for name, config, code, *says in [
         ("unknown", "defualt", USAGE, "'defualt'", "Did you mean default"),
+        ("empty", "", USAGE, "config"),
         ("parent", "../../../../etc/passwd", CONFIG, "etc/passwd", "Name a YAML file"),
         ("absolute", "/etc/nothing.yaml", CONFIG, "/etc/nothing.yaml", "Name a YAML file"),
         ("directory", "/etc", CONFIG, "directory", "Name a YAML file"),
         ("here", ".", USAGE, "config"),
         ("missing_path", "./missing.yaml", CONFIG, r"missing\.yaml", "Name a YAML file"),
         ("nul", "a\x00b.yaml", CONFIG, "a.*b"),
+        ("long_name", "x" * 5000, USAGE, "xxx"),
+        ("long_path", "x" * 5000 + "/y.yaml", CONFIG, "xxx"),
+        ("no_such_user", "~nobody-of-that-name/x.yaml", CONFIG, "nobody-of-that-name"),
         ("surrogate", f"{SURROGATE}.yaml", CONFIG, "yaml"),
         ("rtl", RTL, USAGE, "config"),
         ("emoji", EMOJI, USAGE, "config"),
@@ -228,10 +231,20 @@ def env_toml_cases() -> Iterable[Case]:
         "extends_itself": ('[p]\nextends = "p"\n', "circle: p -> p"),
         "extends_circle": ('[p]\nextends = "q"\n[q]\nextends = "r"\n[r]\nextends = "p"\n', "circle: p -> q -> r -> p"),
         "extends_reserved": ('[p]\nextends = "wandb"\n[wandb]\nproject = "x"\n', "'wandb'"),
+        "executor_unknown": ('[p]\nexecutor = "slrum"\n', "slrum", "slurm"),
+        "executor_number": ("[p]\nexecutor = 5\n", "executor"),
+        "executor_path": ('[p]\nexecutor = "../local"\n', r"\.\./local"),
+        "executor_injection": ('[p]\nexecutor = "$(touch pwned)"\n', "touch pwned"),
+        "key_unknown": ('[p]\nexecutor = "local"\nexecuter = "x"\n', "executer", "Did you mean executor|executor"),
         "unset_variable": ('[p]\nexecutor = "local"\nremote_job_dir = "${oc.env:SURELY_UNSET_X}"\n', "SURELY_UNSET_X"),
         "circle_of_values": ('[p]\nexecutor = "local"\na = "${b}"\nb = "${a}"\n', "a|b"),
         "unclosed_reference": ('[p]\nexecutor = "${x"\n', "executor"),
         "date": ("[p]\nexecutor = 2020-01-01\n", "executor"),
+        "nodes_text": ('[p]\nexecutor = "local"\nnodes = "two"\n', "nodes"),
+        "nodes_negative": ('[p]\nexecutor = "local"\nnodes = -1\n', "nodes"),
+        "env_vars_list": ('[p]\nexecutor = "local"\nenv_vars = ["A=1"]\n', "env_vars"),
+        "startup_commands_text": ('[p]\nexecutor = "local"\nstartup_commands = 5\n', "startup_commands"),
+        "mounts_text": ('[p]\nexecutor = "local"\nmounts = "a:b"\n', "mounts"),
     }
     for name, (text, *says) in texts.items():
         yield Case(f"env_{name}", (*RUN, "-r", "p"), PROFILE, tuple(map(str, says)), {"env.toml": text})
