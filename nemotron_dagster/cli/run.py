@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +15,8 @@ import click
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
-from nemotron_dagster.config.compile import JobSpec, compile_job
+from nemotron_dagster.config.compile import JobSpec
+from nemotron_dagster.config.compose import config_path
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
@@ -72,8 +72,8 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         TargetError: with ``submitting``, the target takes no jobs.
     """
     project, step = find_project(), wanted.step
-    if wanted.config_named != wanted.config and not Path(str(wanted.config_named)).is_file():
-        compile_job(step, wanted.config)  # raises: it names the file as it was typed
+    if wanted.config_named != wanted.config:
+        config_path(step, wanted.config)  # raises where there is none: it names the file as it was typed
     spec = compile_on(
         project,
         step,
