@@ -12,9 +12,9 @@ from nemotron_dagster.errors import ConfigError, did_you_mean
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
-    "payload", "env", "resumable", "freeform",
+    "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
-_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
+_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix", "deliver"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
 
@@ -57,6 +57,7 @@ def load_step(directory: Path, root: Path) -> Step:
         env=str(step.get("env", "engine")),
         resumable=bool(step.get("resumable", False)),
         freeform=tuple(step.get("freeform", ())),
+        literal=tuple(step.get("literal", ())),
         runspec=read_runspec(directory / "step.py"),
     )
 
@@ -132,6 +133,7 @@ def _port(file: Path, kind: str, table: dict[str, Any]) -> Port:
         source=table.get("from"),
         path=str(table.get("path", ".")),
         suffix=str(table.get("suffix", "")),
+        deliver=bool(table.get("deliver", False)),
     )
 
 

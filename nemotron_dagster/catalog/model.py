@@ -15,7 +15,8 @@ class Port:
         bind: config key (dotted) that carries the path.
         source: id of the default producer in the catalog pipeline (``from`` in step.toml).
         path: produced only: where below the output directory the artifact proper lies.
-        suffix: consumed only: appended to the artifact's path before it fills the key.
+        suffix: appended to the artifact's path before it fills the key; a produced file's name.
+        deliver: produced only: the config's own value of the key is a file to which the artifact is copied when done.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Port:
     source: str | None = None
     path: str = "."
     suffix: str = ""
+    deliver: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,12 @@ class Runspec:
 
 @dataclass(frozen=True)
 class Step:
-    """A unit of work: manifest, payload and named configs, all in ``directory``."""
+    """A unit of work: manifest, payload and named configs, all in ``directory``.
+
+    Attributes:
+        freeform: config keys below which any key goes.
+        literal: config keys whose ``${...}`` are not ours to resolve: they reach the payload as they are written.
+    """
 
     id: str
     name: str
@@ -72,6 +79,7 @@ class Step:
     env: str = "engine"
     resumable: bool = False
     freeform: tuple[str, ...] = ()
+    literal: tuple[str, ...] = ()
     runspec: Runspec | None = None
 
     @property

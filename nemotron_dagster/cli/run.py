@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, compile_job
@@ -38,6 +40,7 @@ def compiled(
         passthrough=split.passthrough,
         offered={name: str(ref.path) for name, ref in upstream.items() if ref is not None},
         allow_unknown=allow_unknown,
+        here=Path.cwd(),
     )
 
 
@@ -62,7 +65,7 @@ def run_step(
             f"`nemotron steps show {step.id}` prints its contract."
         )
     split = split_tokens(tokens)
-    compiled(step, config, profile, tokens, allow_unknown)
+    spec = compiled(step, config, profile, tokens, allow_unknown)
     named = config is None or config in step.configs
     settings: dict[str, Any] = {
         "overrides": dict(parse_dotlist(split.dotlist)),
@@ -75,6 +78,9 @@ def run_step(
         settings["config_file"] = os.path.abspath(os.path.expanduser(config))
     if profile:
         settings["profile"] = profile
+    if spec.delivery is not None:  # told before Dagster is imported; and only this process knows the user's directory
+        delivery.check(spec.delivery)
+        settings["overrides"][spec.delivery.key] = str(spec.delivery.path)
     key = tuple(step.id.split("/"))
     return materialize_and_tell(find_project(), [(step.id, key)], {key: settings}, verbose)
 
@@ -124,4 +130,6 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
         click.echo(f"    {k}: {v:,}" if isinstance(v, int) else f"    {k}: {v}")
     for picture in ref.manifest.facts.get("pictures", []):
         click.echo(f"    picture: {ref.uri}/{picture}")
+    for warning in describe.warnings(ref):
+        click.echo(f"Warning: {warning}", err=True)
     sys.stdout.flush()

@@ -13,6 +13,8 @@ from typing import Any
 
 from nemotron_dagster.catalog.model import Port, Step
 from nemotron_dagster.config.compose import config_path, load_yaml
+from nemotron_dagster.config.delivery import Delivery, wanted
+from nemotron_dagster.config.literal import put_back, set_apart
 from nemotron_dagster.config.overrides import check_keys, parse_dotlist
 from nemotron_dagster.config.profiles import Environment
 from nemotron_dagster.config.secrets import is_secret
@@ -31,6 +33,7 @@ class JobSpec:
         bound: input ports that an upstream artifact fills.
         external: input ports whose path the user gave, with that path.
         explicit_output: the output directory the user gave, or None for a managed one.
+        delivery: the file to which the managed output is copied when it is published.
     """
 
     step: Step
@@ -43,6 +46,7 @@ class JobSpec:
     bound: tuple[str, ...] = ()
     external: dict[str, str] = field(default_factory=dict)
     explicit_output: Path | None = None
+    delivery: Delivery | None = None
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -72,12 +76,14 @@ def compile_job(
     inputs: Mapping[str, str] | None = None,
     offered: Mapping[str, str] | None = None,
     allow_unknown: bool = False,
+    here: Path | None = None,
 ) -> JobSpec:
     """Compile one job.
 
     ``inputs`` maps a port's name to the path of its upstream artifact; it fills the port's ``bind`` key unless the
     user gave that key a value (an override, or a config file of their own). ``offered`` does the same, but leaves an
-    optional port alone where the config does not have its key: nobody asked for that artifact.
+    optional port alone where the config does not have its key: nobody asked for that artifact. ``here`` is where the
+    relative path of a delivered file starts.
 
     Raises:
         ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
@@ -119,12 +125,14 @@ def compile_job(
         elif port.bind and path is not None:
             update(loaded, port.bind, path + port.suffix)
             bound.append(port.name)
-    explicit = next((p.bind for p in step.produces if p.bind in given), None)
+    explicit = next((p.bind for p in step.produces if p.bind in given and not p.deliver), None)
 
+    literal = set_apart(loaded, step.literal)
     resolved = resolve(loaded, step, file)
     run_plain = resolved.pop("run")
     for key in given:
         set_existing(resolved, key, _rooted)
+    put_back(resolved, literal)
     values = {name: get_key(resolved, bind) for name, bind in external.items()}
     return JobSpec(
         step=step,
@@ -137,6 +145,7 @@ def compile_job(
         bound=tuple(bound),
         external={n: str(v) for n, v in values.items() if v not in (None, "")},
         explicit_output=Path(str(get_key(resolved, explicit))).expanduser().absolute() if explicit else None,
+        delivery=wanted(step, resolved, here),
     )
 
 

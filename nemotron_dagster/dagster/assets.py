@@ -134,6 +134,7 @@ def _materialize(
         inputs={} if in_catalog else upstream,
         offered=upstream if in_catalog else {},
         allow_unknown=config.allow_unknown,
+        here=project.root,
     )
     lacking = [p for p in node.inputs if p not in given and p not in spec.external]
     if lacking and not in_catalog:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_dagster import artifacts
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read, tally, write_json
 from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
 from nemotron_dagster.catalog import Step
@@ -101,7 +102,11 @@ def run_step(
     if status.state is not State.SUCCEEDED:
         raise _failure(spec.step, handle, place, status)
     with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
-        return publish_output(request, handle, place)
+        ref = publish_output(request, handle, place)
+    if spec.delivery is not None:
+        path = delivery.deliver(spec.delivery, ref)
+        reporter.log(f"{delivery.said(path, ref)}\n".encode())
+    return ref
 
 
 def submit(project: Project, target: Target, request: Request, reporter: Reporter) -> tuple[JobHandle, Slot]:
@@ -112,6 +117,8 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
             f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
             f"`nemotron steps show {step.id}` prints its contract."
         )
+    if spec.delivery is not None:
+        delivery.check(spec.delivery)
     _check_inputs(request)
     place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
     _check_hardware(target, spec)
@@ -287,7 +294,7 @@ def _interpreter(project: Project, spec: JobSpec, reporter: Reporter) -> str:
 def _submission(
     project: Project, spec: JobSpec, key: str, python: str, directory: Path, place: Slot, config: dict[str, Any]
 ) -> Submission:
-    import yaml
+    from omegaconf import OmegaConf
 
     step, env = spec.step, spec.environment
     assert step.runspec is not None
@@ -315,7 +322,7 @@ def _submission(
         },
         secrets={k: v for k, v in variables.items() if is_secret(k)},
         cwd=str(directory),
-        files={"config.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True)},
+        files={"config.yaml": OmegaConf.to_yaml(OmegaConf.create(config))},  # quotes text that reads as a number
     )
 
 
