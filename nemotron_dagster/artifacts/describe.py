@@ -1,17 +1,23 @@
-"""What a person wants to see of an artifact: pictures beside it, and the text of its Dagster metadata."""
+"""What a person wants to see of an artifact: pictures beside it, and the text of its Dagster metadata.
+
+What is particular to a type comes from its module; what a payload reported (a training curve, rows that its filters
+removed) is shown whatever the type.
+"""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.artifacts import pictures
 from nemotron_dagster.artifacts.manifest import ArtifactRef
+from nemotron_dagster.artifacts.markdown import table
+from nemotron_dagster.artifacts.registry import artifact_type
 
 REPORT = "report"
+_REPORTED = ("rows_in", "steps", "final_loss")
 
 
 def draw(
@@ -23,10 +29,11 @@ def draw(
 ) -> list[str]:
     """Write the artifact's pictures and its metrics below ``output/report``; the pictures' relative paths."""
     report = output / REPORT
+    existed = report.is_dir()
+    report.mkdir(exist_ok=True)
     drawn: list[str] = []
     curve = training_curve(messages)
     if curve:
-        report.mkdir(exist_ok=True)
         columns = list(dict.fromkeys(key for row in curve for key in row))
         with open(report / "metrics.csv", "w", newline="", encoding="utf-8") as out:
             rows = csv.DictWriter(out, columns)
@@ -34,15 +41,11 @@ def draw(
             rows.writerows(curve)
         if len([row for row in curve if "loss" in row]) > 1:
             drawn.append(pictures.loss_curve(curve, report / "loss.png"))
-    if type_name == "eval_results":
-        report.mkdir(exist_ok=True)
-        drawn.append(pictures.scores(facts, report / "scores.png"))
-    if reported.get("removed"):
-        report.mkdir(exist_ok=True)
+    if reported.get("removed") and isinstance(facts.get("rows"), int):
         drawn.append(pictures.attrition(reported["removed"], facts["rows"], report / "attrition.png"))
-    elif "lengths" in facts:
-        report.mkdir(exist_ok=True)
-        drawn.append(pictures.lengths(facts["lengths"], report / "lengths.png"))
+    drawn += artifact_type(type_name).draw(facts, report)
+    if not existed and not any(report.iterdir()):
+        report.rmdir()
     return [f"{REPORT}/{name}" for name in drawn]
 
 
@@ -63,57 +66,26 @@ def training_curve(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def summary(ref: ArtifactRef) -> dict[str, str | int | float]:
     """The artifact's headline figures, in the order a person reads them."""
-    facts = ref.manifest.facts
-    figures = {**ref.manifest.reported, **facts}
-    out: dict[str, str | int | float] = {}
-    for key in ("rows", "rows_in", "files", "parameters", "architecture", "context_length", "steps", "final_loss"):
-        if isinstance(figures.get(key), int | float | str):
-            out[key] = figures[key]
-    for score in facts.get("scores", []):
-        name = f"{score['task']} {score['metric']}"
-        if score.get("baseline"):
-            out[f"{name} before"] = round(float(score["baseline"]["value"]), 4)
-        out[name] = round(float(score["value"]), 4)
+    out = artifact_type(ref.type).figures(ref.manifest.facts)
+    for key in _REPORTED:
+        if isinstance(ref.manifest.reported.get(key), int | float | str):
+            out.setdefault(key, ref.manifest.reported[key])
     return out
 
 
-def table(facts: Mapping[str, Any], reported: Mapping[str, Any]) -> str:
-    """Scores, or what each filter removed, as a Markdown table; empty where there is neither."""
-    if facts.get("scores"):
-        compared = any(s.get("baseline") for s in facts["scores"])
-        head = f"| task | metric | {'before | change | ' if compared else ''}value | ± stderr | samples | chance |"
-        lines = [head, "|" + "---|" * (head.count("|") - 1)]
-        for s in facts["scores"]:
-            before, change = s.get("baseline") or {}, s.get("difference") or {}
-            cells = [s["task"], s["metric"]]
-            cells += [_number(before.get("value")), _signed(change)] if compared else []
-            cells += [_number(s["value"]), _number(s.get("stderr")), str(s.get("n")), _number(s.get("chance"))]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
-    if reported.get("removed"):
-        rows = "\n".join(f"| {name} | {count} |" for name, count in reported["removed"].items())
-        return f"| filter | removed |\n|---|---|\n{rows}"
-    return ""
+def tables(ref: ArtifactRef) -> dict[str, str]:
+    """Title -> Markdown table: the type's own, and what each filter removed."""
+    out = artifact_type(ref.type).tables(ref.manifest.facts)
+    if ref.manifest.reported.get("removed"):
+        out["filters"] = table(("filter", "removed"), ref.manifest.reported["removed"].items())
+    return out
 
 
-def samples(facts: Mapping[str, Any], limit: int = 3) -> str:
-    """A few rows as a Markdown code block, long ones cut."""
-    rows = facts.get("samples") or []
-    shown = [json.dumps(r, ensure_ascii=False) for r in rows[:limit]]
-    return (
-        "```json\n" + "\n".join(s[:300] + ("…" if len(s) > 300 else "") for s in shown).replace("```", "'''") + "\n```"
-        if shown
-        else ""
-    )
+def samples(ref: ArtifactRef) -> str:
+    """A few entries as Markdown."""
+    return artifact_type(ref.type).samples(ref.manifest.facts)
 
 
-def _signed(change: Mapping[str, Any]) -> str:
-    """A paired difference with its standard error, ``+0.996 ± 0.004``."""
-    if not isinstance(change.get("mean"), int | float):
-        return "–"
-    error = change.get("stderr")
-    return f"{change['mean']:+.3f}" + (f" ± {error:.3f}" if isinstance(error, int | float) else "")
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+def columns(ref: ArtifactRef) -> list[tuple[str, str, str]]:
+    """Name, type and description of each column."""
+    return artifact_type(ref.type).columns(ref.manifest.facts)

@@ -106,12 +106,12 @@ def attrition(removed: Mapping[str, int], kept: int, file: Path) -> str:
     return _save(figure, file)
 
 
-def lengths(values: Sequence[int], file: Path) -> str:
-    """Histogram of row lengths in characters."""
+def histogram(binned: Mapping[str, Any], x: str, y: str, file: Path) -> str:
+    """Counts between edges, as facts keep them: ``{"edges": [...], "counts": [...]}``."""
     figure, axes = _figure(6.0, 3.0)
-    axes.hist(values, bins=min(50, max(5, len(set(values)))), color=_GREEN)
-    axes.set_xlabel("characters per row")
-    axes.set_ylabel("rows")
+    axes.stairs(binned["counts"], binned["edges"], fill=True, color=_GREEN)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     return _save(figure, file)
 
 

@@ -59,7 +59,7 @@ def failure(error: NemotronError) -> dg.Failure:
 
 def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
     """What the asset's page shows, in this order: figures, pictures, samples, then where everything lies."""
-    m, facts = ref.manifest, ref.manifest.facts
+    m = ref.manifest
     out: dict[str, dg.MetadataValue[Any]] = {}
     for key, value in describe.summary(ref).items():
         name = "dagster/row_count" if key == "rows" else key
@@ -67,14 +67,17 @@ def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
             out[name] = dg.MetadataValue.int(value)
         else:
             out[name] = dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
-    if text := describe.table(facts, m.reported):
-        out["scores" if facts.get("scores") else "filters"] = dg.MetadataValue.md(text)
-    for picture in facts.get("pictures", []):
+    for title, text in describe.tables(ref).items():
+        out[title] = dg.MetadataValue.md(text)
+    for picture in m.facts.get("pictures", []):
         stem = Path(picture).stem
         data = base64.b64encode((Path(ref.uri) / picture).read_bytes()).decode()
         out[f"{stem} picture"] = dg.MetadataValue.md(f"![{stem}](data:image/png;base64,{data})")
-    if text := describe.samples(facts):
+    if text := describe.samples(ref):
         out["samples"] = dg.MetadataValue.md(text)
+    if columns := describe.columns(ref):
+        schema = [dg.TableColumn(name, type_, description) for name, type_, description in columns]
+        out["dagster/column_schema"] = dg.MetadataValue.table_schema(dg.TableSchema(schema))
     out["type"] = dg.MetadataValue.text(ref.type)
     out["config"] = dg.MetadataValue.text(m.config)
     out["dagster/size_bytes"] = dg.MetadataValue.int(m.bytes)

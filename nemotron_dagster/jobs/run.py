@@ -201,7 +201,7 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
             "code"
         ],  # of what ran, not of what lies there now
         inputs=_lineage(request),
-        facts={k: v for k, v in facts.items() if k != "lengths"},
+        facts=facts,
         reported=reported,
         files=files,
         content=content,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.errors import ArtifactError
+
+LAYOUT = "A directory with config.json, *.safetensors (an index where there are several) and the tokenizer's files."
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
 _BYTES = {
@@ -102,3 +105,9 @@ def _tensors(file: Path) -> list[tuple[str, list[int]]]:
     if end + 8 + length != size:
         raise ArtifactError(f"{file}: holds {size} bytes where its header says {end + 8 + length}. Save it again.")
     return tensors
+
+
+def figures(facts: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """Parameters, architecture and context length."""
+    keys = ("parameters", "architecture", "context_length")
+    return {k: facts[k] for k in keys if isinstance(facts.get(k), int | float | str)}

@@ -9,12 +9,11 @@ import glob
 import gzip
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from nemotron_dagster.artifacts.markdown import json_block
 from nemotron_dagster.errors import ArtifactError
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst")
@@ -63,11 +62,14 @@ def validate(path: Path | str, chat: bool) -> dict[str, Any]:
     """Read every row.
 
     Returns:
-        Facts: rows, files, roles (chat), samples (up to 5 rows), lengths (characters per row, first 100,000).
+        Facts: rows, files, roles (chat), samples (up to 5 rows), lengths (histogram of bytes per row,
+        first 100,000).
 
     Raises:
         ArtifactError: naming file and line of each bad row, up to 20, and how many more.
     """
+    import orjson
+
     rows = wrong = 0
     problems: list[str] = []
     roles: Counter[str] = Counter()
@@ -103,7 +105,7 @@ def validate(path: Path | str, chat: bool) -> dict[str, Any]:
         raise ArtifactError("\n".join(problems) + more + f"\n{wrong} of {rows} rows are wrong. Mend or remove them.")
     if not rows:
         raise ArtifactError(f"{path}: has no rows. Check what wrote it.")
-    facts: dict[str, Any] = {"rows": rows, "files": len(found), "samples": samples, "lengths": lengths}
+    facts: dict[str, Any] = {"rows": rows, "files": len(found), "samples": samples, "lengths": _histogram(lengths)}
     if chat:
         facts["roles"] = dict(roles.most_common())
     return facts
@@ -127,3 +129,27 @@ def _problem(row: Any, chat: bool) -> str | None:
         if not isinstance(content, str | list) and not (content is None and m.get("tool_calls")):
             return f"messages[{i}].content is neither text nor a list of parts"
     return None
+
+
+def _histogram(values: list[int]) -> dict[str, list[int]]:
+    low, width = min(values), max(1, -(-(max(values) + 1 - min(values)) // 50))
+    counts = Counter((v - low) // width for v in values)
+    last = max(counts)
+    return {"edges": [low + i * width for i in range(last + 2)], "counts": [counts[i] for i in range(last + 1)]}
+
+
+def figures(facts: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """Rows and files."""
+    return {k: facts[k] for k in ("rows", "files")}
+
+
+def samples(facts: Mapping[str, Any]) -> str:
+    """A few rows."""
+    return json_block(facts.get("samples") or [])
+
+
+def draw(facts: Mapping[str, Any], folder: Path) -> list[str]:
+    """The lengths of the rows."""
+    from nemotron_dagster.artifacts import pictures
+
+    return [pictures.histogram(facts["lengths"], "characters per row", "rows", folder / "lengths.png")]

@@ -1,0 +1,1 @@
+"""One module per artifact type, named as the type; ``registry.ArtifactType`` says what each holds."""
