@@ -80,8 +80,8 @@ def _target(delivery: Delivery) -> Path:
         raise PreflightError(f"{delivery.key}: {path}: {reason}. Name another file.") from e
     if stat.S_ISLNK(mode):
         raise PreflightError(
-            f"{delivery.key}: {path}: is a symbolic link to {os.readlink(path)}. Set force=true to write there, or name "
-            "another file."
+            f"{delivery.key}: {path}: is a symbolic link to {os.readlink(path)}. Set force=true to write there, or "
+            "name another file."
         )
     if stat.S_ISDIR(mode):
         raise PreflightError(f"{delivery.key}: {path}: is a directory. Name a file in it.")

@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 import tomllib
@@ -121,7 +122,7 @@ def _not_a_number(value: Any) -> bool:
     """Whether there is a nan in it: it is not equal to itself, however well it was written."""
     if isinstance(value, dict | list):
         return any(_not_a_number(v) for v in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, float) and value != value
+    return isinstance(value, float) and math.isnan(value)
 
 
 def check_parents(profiles: Mapping[str, Mapping[str, Any]]) -> None:
@@ -130,7 +131,7 @@ def check_parents(profiles: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         PayloadError: one names no profile, is no name, or leads back to its own profile.
     """
-    for name, profile in profiles.items():
+    for name in profiles:
         chain = [name]
         while (parent := profiles[chain[-1]].get("extends")) is not None:
             at = f"profile {chain[-1]!r}"
