@@ -128,8 +128,10 @@ def compile_job(
     explicit = next((p.bind for p in step.produces if p.bind in given and not p.deliver), None)
 
     literal = set_apart(loaded, step.literal)
+    told = set_apart(loaded["run"], ["cli"])  # what was typed, as it was typed
     resolved = resolve(loaded, step, file)
     run_plain = resolved.pop("run")
+    put_back(run_plain, told)
     for key in given:
         set_existing(resolved, key, _rooted)
     put_back(resolved, literal)

@@ -179,8 +179,8 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     except ArtifactError as e:
         aside = set_aside(place)
         raise ArtifactError(
-            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}\n"
-            f"It lies in {aside} for a look."
+            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n"
+            f"{str(e).replace(str(place.output), str(aside))}\nIt lies in {aside} for a look."
         ) from e
     messages = read_messages(place.messages)
     reported: dict[str, Any] = {}
