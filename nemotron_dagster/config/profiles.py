@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemotron_dagster.config.source import read_toml
 from nemotron_dagster.errors import ProfileError, did_you_mean
 
 RESERVED = ("wandb", "cli", "cache", "artifacts")
@@ -78,9 +78,4 @@ def load_environment(start: Path | None = None) -> Environment:
 
 
 def _read(file: Path) -> Environment:
-    try:
-        return Environment(file, tomllib.loads(file.read_text(encoding="utf-8")))
-    except OSError as e:
-        raise ProfileError(f"{file}: cannot be read ({e.strerror}). Check NEMOTRON_ENV_FILE or the file.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ProfileError(f"{file}: is not valid TOML: {e}. Mend that line.") from e
+    return Environment(file, read_toml(file, ProfileError))
