@@ -22,9 +22,12 @@ from helpers import REPO
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemotron_dagster.artifacts import delivery
+from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest
 from nemotron_dagster.artifacts.types import env_toml
 from nemotron_dagster.catalog import load_catalog
-from nemotron_dagster.errors import ArtifactError
+from nemotron_dagster.config.delivery import Delivery
+from nemotron_dagster.errors import ArtifactError, PreflightError
 from nemotron_dagster.project import Project
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -70,7 +73,7 @@ def managed(tmp_path: Path) -> list[Path]:
 
 def overlay(folder: Path, **values: Any) -> Path:
     file = folder / "own.yaml"
-    file.write_text(yaml.safe_dump(values))
+    file.write_text(json.dumps(values))  # is YAML, with every text in quotes
     return file
 
 
@@ -144,8 +147,8 @@ def test_odd_names_and_values_reach_the_file_as_they_are(nemotron: Run, place: P
     variables = {"A": "1e5", "B": 'quote " and \\ back', "C": "two\nlines\n", "D": "été ☃", "E": "yes", "F": "010"}
     odd = {
         "my profile": {"executor": "local", "env_vars": variables},
-        "a.b": {"extends": 'q"uo\'te'},
-        'q"uo\'te': {"extends": "my profile"},
+        "a.b": {"extends": "q\"uo'te"},
+        "q\"uo'te": {"extends": "my profile"},
         "日本 #1": {"extends": "a.b", "nodes": None, "startup_commands": ["echo '\t'", "${oc.env:X,a}"]},
     }
     preamble = "# one ${oc.env:NOT_SET}\n\n# two"
@@ -264,15 +267,19 @@ def test_too_few_nodes_are_warned_of_on_stderr_and_kept_with_the_artifact(
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
-        (["sections.slurm_curate.extends=slurm_bsae"], 1, "extends missing profile 'slurm_bsae'. Did you mean slurm_base"),
+        (
+            ["sections.slurm_curate.extends=slurm_bsae"],
+            1,
+            "extends missing profile 'slurm_bsae'. Did you mean slurm_base",
+        ),
         (["sections.slurm_base.extends=slurm_curate"], 1, "in a circle"),
         (["sections.slurm_curate=null"], 1, "missing required profile(s): slurm_curate"),
         (["sections.slurm_base.acount=x"], 8, "'slurm_base': slurm has no key 'acount'. Did you mean account"),
         (["sections.slurm_base.executor=slrum"], 8, "Did you mean slurm"),
-        (["sections.slurm_base.nodes=many"], 8, "nodes: must be a whole number"),
+        (["sections.slurm_base.nodes=many"], 8, "nodes = 'many': must be a whole number"),
         (["force=perhaps"], 3, "force=perhaps: is neither true nor false"),
         (["output_path=5"], 3, "output_path=5: is no path of a local file"),
-        (["output_path="], 3, "is no path of a local file"),
+        (["output_path=''"], 3, "is no path of a local file"),
         (["output_path=s3://bucket/env.toml"], 3, "is no path of a local file"),
         (["output_path=here/"], 3, "is no path of a local file"),
         (["output_path=~no_such_user/env.toml"], 3, "Write the directory out"),
@@ -309,7 +316,8 @@ def test_an_existing_file_is_refused_before_anything_runs_and_replaced_with_forc
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize(
-    ("there", "message"), [("directory", "is a directory"), ("fifo", "is no regular file"), ("loop", "Name another file")]
+    ("there", "message"),
+    [("directory", "is a directory"), ("fifo", "is no regular file"), ("loop", "Name another file")],
 )
 def test_what_is_no_file_is_never_replaced(nemotron: Run, place: Path, there: str, message: str, force: bool) -> None:
     target = place / "env.tiny.toml"
@@ -344,18 +352,19 @@ def test_a_place_that_cannot_be_written_is_named(nemotron: Run, place: Path, tmp
     assert not managed(tmp_path) and {p.name for p in place.iterdir()} == {"file", "dangling"}
 
 
+@pytest.mark.parametrize("tags", ["ab", "aa"])
 def test_of_two_commands_at_once_one_writes_the_file_and_the_other_is_refused(
-    nemotron: Run, place: Path, tmp_path: Path
+    nemotron: Run, place: Path, tags: str
 ) -> None:
     def run(tag: str) -> subprocess.CompletedProcess[str]:
         mine = f"sections.local_cpu.env_vars.TAG={tag}"
         return nemotron("steps", "run", "env/env_toml", "-c", "local", mine, "output_path=both.toml", cwd=place)
 
     with ThreadPoolExecutor(2) as pool:
-        done = dict(zip("ab", pool.map(run, "ab"), strict=True))
-    assert sorted(d.returncode for d in done.values()) == [0, 5], [d.stderr for d in done.values()]
-    winner = next(tag for tag, d in done.items() if d.returncode == 0)
-    loser = next(d for d in done.values() if d.returncode == 5)
+        done = list(zip(tags, pool.map(run, tags), strict=True))
+    assert sorted(d.returncode for _, d in done) == [0, 5], [d.stderr for _, d in done]
+    winner = next(tag for tag, d in done if d.returncode == 0)
+    loser = next(d for _, d in done if d.returncode == 5)
     assert written(place / "both.toml")["local_cpu"]["env_vars"]["TAG"] == winner
     assert "exists already" in loser.stderr and [p.name for p in place.iterdir()] == ["both.toml"]
 
@@ -440,3 +449,29 @@ def test_of_many_mistakes_twenty_are_told_and_an_inherited_one_once(tmp_path: Pa
     with pytest.raises(ArtifactError) as told:
         env_toml.validate(tmp_path)
     assert len(str(told.value).splitlines()) == 21 and str(told.value).endswith("... and 10 more.")
+
+
+def test_a_file_system_without_hard_links_gets_the_file_too_and_never_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def fill_up(read: Any, out: Any) -> None:
+        out.write(read.read(1))
+        raise OSError(28, "No space left on device")
+
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "env.toml").write_text("[a]\n")
+    ref = ArtifactRef("env_toml", str(artifact), Manifest("env_toml", "env/env_toml", [], "k", path="env.toml"))
+    wanted = Delivery("output_path", tmp_path / "new/env.toml")
+    monkeypatch.setattr(os, "link", refuse)
+    assert delivery.deliver(wanted, ref).read_text() == "[a]\n"
+    with pytest.raises(PreflightError, match=r"exists already.*\n.*lies at .*artifact/env\.toml"):
+        delivery.deliver(wanted, ref)
+    wanted.path.unlink()
+    monkeypatch.setattr(delivery.shutil, "copyfileobj", fill_up)
+    with pytest.raises(PreflightError, match="No space left on device"):
+        delivery.deliver(wanted, ref)
+    assert not list((tmp_path / "new").iterdir())

@@ -110,14 +110,24 @@ def _switch(source: Path, path: Path, force: bool) -> bool:
         except FileExistsError:
             return False
         except OSError:  # a file system without hard links
-            try:
-                with open(path, "xb") as out, open(source, "rb") as read:
-                    shutil.copyfileobj(read, out)
-            except FileExistsError:
-                return False
+            return _copy_new(source, path)
         return True
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _copy_new(source: Path, path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with open(descriptor, "wb") as out, open(source, "rb") as read:
+            shutil.copyfileobj(read, out)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _exists(delivery: Delivery) -> str:

@@ -39,7 +39,8 @@ class StepConfig(dg.Config):
 
     config_file: str | None = pydantic.Field(None, description="A config file of your own, instead of a named config.")
     profile: str | None = pydantic.Field(None, description="A profile of env.toml.")
-    overrides: dict[str, Any] = pydantic.Field({}, description="Config keys (dotted or nested) and their values.")
+    # null is a value: without it Dagster refuses `key=null` with an internal error
+    overrides: dict[str, Any | None] = pydantic.Field({}, description="Config keys (dotted or nested), their values.")
     passthrough: list[str] = pydantic.Field([], description="Arguments handed to step.py as they are.")
     allow_unknown: bool = pydantic.Field(False, description="Accept override keys that the config does not have.")
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_dagster.config.profiles import RESERVED, Environment
+from nemotron_dagster.config.profiles import Environment
+from nemotron_dagster.config.sections import RESERVED, problems
 from nemotron_dagster.errors import ArtifactError, NemotronError
 
 LAYOUT = (
@@ -31,7 +32,6 @@ def validate(path: Path) -> dict[str, Any]:
         ArtifactError: not a TOML file of profiles, or naming each profile and key that is refused.
     """
     from nemotron_dagster.config.guardrails import check_profile
-    from nemotron_dagster.config.sections import problems
     from nemotron_dagster.project import find_project
 
     file = path / "env.toml" if path.is_dir() else path
@@ -60,7 +60,9 @@ def validate(path: Path) -> dict[str, Any]:
         more = f"\n... and {len(refused) - _SHOWN} more." if len(refused) > _SHOWN else ""
         raise ArtifactError("\n".join(refused[:_SHOWN]) + more)
     if unset:
-        warnings.append(f"variables that the profiles read are not set here: {', '.join(unset)}. Export them before use.")
+        warnings.append(
+            f"variables that the profiles read are not set here: {', '.join(unset)}. Export them before use."
+        )
     executors = Counter(str(row["executor"]) for row in rows if row["executor"])
     return {"profiles": len(rows), "executors": dict(executors), "table": rows, "warnings": warnings}
 
