@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -27,6 +28,8 @@ from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest
 from nemotron_dagster.artifacts.types import env_toml
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.config.delivery import Delivery
+from nemotron_dagster.config.guardrails import check_profile
+from nemotron_dagster.config.profiles import Environment
 from nemotron_dagster.errors import ArtifactError, PreflightError
 from nemotron_dagster.project import Project
 
@@ -126,6 +129,24 @@ def test_every_profile_is_valid_for_its_executor_whatever_is_set_here(
     template = sections(config).get(f"{config}_base", {})
     for warning in facts["warnings"]:
         assert "not set here: " in warning or any(str(v) in warning for v in template.values()) or "masked" in warning
+
+
+@pytest.mark.parametrize("config", [*CLOUDS, "local"])
+def test_each_profile_suits_the_step_that_the_head_of_its_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    for name, value in SET.items():
+        monkeypatch.setenv(name, value)
+    preamble = yaml.safe_load((STEP / "config" / f"{config}.yaml").read_text())["preamble"]
+    commands = re.findall(r"nemotron steps run (\S+)(?: +-c (\S+))? +-[br] (\S+)", preamble)
+    file = tmp_path / "env.toml"
+    file.write_text(STEP_MODULE.render(sections(config), preamble))
+    environment, project = Environment(file, written(file)), Project(None, tmp_path)
+    catalog = load_catalog(project)
+    assert len(commands) >= 5
+    for step, name, profile in commands:
+        found = check_profile(project, environment, profile, catalog.find(step), name or None)
+        assert [f.message for f in found if f.level == "error"] == [], f"{step} on {profile}"
 
 
 def test_overrides_change_values_add_profiles_and_keep_placeholders(nemotron: Run, place: Path) -> None:
