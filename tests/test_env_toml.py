@@ -150,17 +150,20 @@ def test_each_profile_suits_the_step_that_the_head_of_its_file_names(
 
 
 def test_overrides_change_values_add_profiles_and_keep_placeholders(nemotron: Run, place: Path) -> None:
+    (place / "jobs/here").mkdir(parents=True)  # a value that happens to be a path of something here
     done = nemotron(
         "steps", "run", "env/env_toml", "-c", "slurm", "output_path=sub/dir/mine.toml",
         "sections.slurm_base.account=${oc.env:NO_SUCH_VARIABLE}", "sections.slurm_base.user=null",
-        "sections.mine.extends=slurm_base", "sections.mine.nodes=3", "sections.mine.env_vars.A='1e5'",
+        "sections.mine.extends=slurm_base", "sections.mine.nodes=3", "sections.mine.env_vars.A='x'", "sections.mine.remote_job_dir=jobs/here",
         cwd=place,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     tables = written(place / "sub/dir/mine.toml")
     assert tables["slurm_base"]["account"] == "${oc.env:NO_SUCH_VARIABLE}" and "user" not in tables["slurm_base"]
     assert tables["slurm_base"]["workspace"] == "${oc.env:NEMOTRON_WORKSPACE,/lustre/${oc.env:USER}}"
-    assert tables["mine"]["extends"] == "slurm_base" and tables["mine"]["nodes"] == 3
+    assert tables["mine"] == {
+        "extends": "slurm_base", "nodes": 3, "env_vars": {"A": "x"}, "remote_job_dir": "jobs/here",
+    }  # fmt: skip
     assert "Wrote sub/dir/mine.toml with 30 profile section(s)" in done.stdout
 
 
