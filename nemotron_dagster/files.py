@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.errors import ConfigError, NemotronError
+from nemotron_dagster.plain_toml import plain
 
 MAX_TEXT = 16 * 2**20
 #: tomllib needs quadratic time for some inputs; a real env.toml or step.toml has a few KiB.
@@ -47,7 +48,7 @@ def printable(value: object, limit: int = 4096) -> str:
     return _CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
-def read_text(path: Path, error: type[NemotronError] = ConfigError, limit: int = MAX_TEXT) -> str:
+def read_text(path: Path | str, error: type[NemotronError] = ConfigError, limit: int = MAX_TEXT) -> str:
     """The text of a regular file, without a byte order mark.
 
     Only a regular file is opened: reading a FIFO or a device could wait for ever.
@@ -55,19 +56,27 @@ def read_text(path: Path, error: type[NemotronError] = ConfigError, limit: int =
     Raises:
         error: missing, not a regular file, unreadable, larger than ``limit`` bytes, or not UTF-8.
     """
-    name = printable(path)
     try:
-        _refuse_special(name, os.stat(path).st_mode, error)
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            _refuse_special(name, os.fstat(file.fileno()).st_mode, error)
-            data = file.read(limit + 1)
+        _refuse_special(path, os.stat(path).st_mode, error)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            about = os.fstat(descriptor)
+            _refuse_special(path, about.st_mode, error)
+            data = b"" if about.st_size > limit else os.read(descriptor, about.st_size + 1)
+            if len(data) != about.st_size:  # too large, or growing, or a file of the kernel's
+                with open(descriptor, "rb", closefd=False) as file:
+                    data += file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except OSError as e:
         why = (e.strerror or type(e).__name__).lower()
-        raise error(f"{name}: cannot be read ({why}). Check the path and its permissions.") from e
+        raise error(f"{printable(path)}: cannot be read ({why}). Check the path and its permissions.") from e
     except ValueError as e:
-        raise error(f"{name}: is no path ({e}). Name a file.") from e
+        raise error(f"{printable(path)}: is no path ({e}). Name a file.") from e
     if len(data) > limit:
-        raise error(f"{name}: is larger than {limit // 2**20} MiB. Is it the right file? Keep data out of it.")
+        raise error(
+            f"{printable(path)}: is larger than {limit // 2**20} MiB. Is it the right file? Keep data out of it."
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -75,14 +84,14 @@ def read_text(path: Path, error: type[NemotronError] = ConfigError, limit: int =
         start = data.rfind(b"\n", 0, e.start) + 1
         column = len(data[start : e.start].decode("utf-8", "replace")) + 1
         byte = f"byte 0x{data[e.start]:02x}"
-        raise error(f"{name}:{line}:{column}: is not UTF-8 text ({byte}). Save it as UTF-8.") from e
+        raise error(f"{printable(path)}:{line}:{column}: is not UTF-8 text ({byte}). Save it as UTF-8.") from e
 
 
-def _refuse_special(name: str, mode: int, error: type[NemotronError]) -> None:
+def _refuse_special(path: Path | str, mode: int, error: type[NemotronError]) -> None:
     if stat.S_ISDIR(mode):
-        raise error(f"{name}: is a directory, not a file. Remove it or name a file.")
+        raise error(f"{printable(path)}: is a directory, not a file. Remove it or name a file.")
     if not stat.S_ISREG(mode):
-        raise error(f"{name}: is not a regular file (a pipe, socket or device). Copy it into a file.")
+        raise error(f"{printable(path)}: is not a regular file (a pipe, socket or device). Copy it into a file.")
 
 
 def read_toml(path: Path, error: type[NemotronError] = ConfigError) -> dict[str, Any]:
@@ -95,11 +104,14 @@ def read_toml(path: Path, error: type[NemotronError] = ConfigError) -> dict[str,
 
 
 def parse_toml(
-    text: str, path: Path, error: type[NemotronError] = ConfigError, first_line: int = 1, what: str = "is"
+    text: str, path: Path | str, error: type[NemotronError] = ConfigError, first_line: int = 1, what: str = "is"
 ) -> dict[str, Any]:
     """The tables of TOML text that begins at ``first_line`` of ``path``; raises as ``read_toml``."""
+    found = plain(text)
+    if found is not None:
+        return found
     name = printable(path)
-    for number, line in enumerate(text.split("\n"), first_line):
+    for number, line in enumerate(text.split("\n") if text.count(".") > MAX_KEY_PARTS else (), first_line):
         if line.count(".") > MAX_KEY_PARTS and any(p.count(".") > MAX_KEY_PARTS for p in re.split(r"[,=\[\]{}]", line)):
             raise error(f"{name}:{number}:1: a key of more than {MAX_KEY_PARTS} parts. Shorten it.")
     try:

@@ -154,7 +154,8 @@ def test_overrides_change_values_add_profiles_and_keep_placeholders(nemotron: Ru
     done = nemotron(
         "steps", "run", "env/env_toml", "-c", "slurm", "output_path=sub/dir/mine.toml",
         "sections.slurm_base.account=${oc.env:NO_SUCH_VARIABLE}", "sections.slurm_base.user=null",
-        "sections.mine.extends=slurm_base", "sections.mine.nodes=3", "sections.mine.env_vars.A='x'", "sections.mine.remote_job_dir=jobs/here",
+        "sections.mine.extends=slurm_base", "sections.mine.nodes=3", "sections.mine.env_vars.A='x'",
+        "sections.mine.remote_job_dir=jobs/here",
         cwd=place,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemotron_dagster.config.toml_positions import toml_position
 from nemotron_dagster.config.yaml_data import Marks, YamlProblem, parse
 from nemotron_dagster.errors import ConfigError
 from nemotron_dagster.files import Position, printable, read_text, read_toml
+from nemotron_dagster.toml_positions import toml_position
 
 __all__ = ["Position", "read_text", "read_toml", "read_value", "read_yaml", "toml_position", "yaml_position"]
 

@@ -16,7 +16,7 @@ _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _STRING = re.compile(r"\"\"\"(?:[^\\]|\\.)*?\"\"\"\"{0,2}|'''.*?''''{0,2}|\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'", re.DOTALL)
 _WORD = re.compile(r"[^,\]}\n#]*")
 
-Path_ = tuple[str, ...]
+Parts = tuple[str, ...]
 
 
 def toml_position(path: Path, key: str) -> Position | None:
@@ -26,21 +26,26 @@ def toml_position(path: Path, key: str) -> Position | None:
     """
     wanted = _parts(key) if _KEY.fullmatch(key) else tuple(key.split("."))
     try:
-        return _positions(path, read_text(path, ConfigError, MAX_TOML)).get(wanted)
+        at = positions(read_text(path, ConfigError, MAX_TOML)).get(wanted)
     except ConfigError:
         return None
+    return Position(path, *at) if at else None
 
 
 @lru_cache(maxsize=16)
-def _positions(path: Path, text: str) -> dict[Path_, Position]:
-    parse_toml(text, path)  # what follows relies on its being well formed
-    found: dict[Path_, Position] = {}
-    scan = _Scan(path, text, found)
+def positions(text: str) -> dict[Parts, tuple[int, int]]:
+    """Line and column of every table, key and array entry of a TOML document.
+
+    Raises:
+        ConfigError: it is malformed.
+    """
+    parse_toml(text, Path("-"))  # what follows relies on its being well formed
+    scan = _Scan(text)
     scan.document()
-    return found
+    return scan.found
 
 
-def _parts(key: str) -> Path_:
+def _parts(key: str) -> Parts:
     """The names of a dotted key, quotes removed."""
     node, parts = tomllib.loads(f"{key} = 0"), []
     while isinstance(node, dict):
@@ -53,12 +58,13 @@ def _parts(key: str) -> Path_:
 class _Scan:
     """One walk through a document that tomllib accepts."""
 
-    def __init__(self, path: Path, text: str, found: dict[Path_, Position]) -> None:
-        self.path, self.text, self.found, self.at = path, text, found, 0
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+        self.found: dict[Parts, tuple[int, int]] = {}
 
     def document(self) -> None:
-        table: Path_ = ()
-        counts: dict[Path_, int] = {}
+        table: Parts = ()
+        counts: dict[Parts, int] = {}
         while self._blank() < len(self.text):
             if self.text[self.at] != "[":
                 self._pair(table)
@@ -73,9 +79,9 @@ class _Scan:
             self._blank()
             self.at += opened
 
-    def _indexed(self, parts: Path_, counts: dict[Path_, int], entry: bool) -> Path_:
+    def _indexed(self, parts: Parts, counts: dict[Parts, int], entry: bool) -> Parts:
         """The header's path with the index of every array of tables on the way."""
-        path: Path_ = ()
+        path: Parts = ()
         for i, part in enumerate(parts):
             path = (*path, part)
             if entry and i == len(parts) - 1:
@@ -84,7 +90,7 @@ class _Scan:
                 path = (*path, str(counts[path]))
         return path
 
-    def _pair(self, table: Path_) -> None:
+    def _pair(self, table: Parts) -> None:
         start = self.at
         parts = self._key()
         for i in range(1, len(parts) + 1):
@@ -94,7 +100,7 @@ class _Scan:
         self._blank()
         self._value((*table, *parts))
 
-    def _value(self, path: Path_) -> None:
+    def _value(self, path: Parts) -> None:
         opener = self.text[self.at]
         if opener not in "{[":
             match = _STRING.match(self.text, self.at) or _WORD.match(self.text, self.at)
@@ -114,7 +120,7 @@ class _Scan:
                 self.at += 1
         self.at += 1
 
-    def _key(self) -> Path_:
+    def _key(self) -> Parts:
         match = _KEY.match(self.text, self.at)
         assert match is not None  # tomllib accepted the document
         self.at = match.end()
@@ -126,6 +132,6 @@ class _Scan:
         self.at = match.end()
         return self.at
 
-    def _record(self, path: Path_, start: int) -> None:
+    def _record(self, path: Parts, start: int) -> None:
         line = self.text.count("\n", 0, start) + 1
-        self.found.setdefault(path, Position(self.path, line, start - self.text.rfind("\n", 0, start)))
+        self.found.setdefault(path, (line, start - self.text.rfind("\n", 0, start)))
