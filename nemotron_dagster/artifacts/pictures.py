@@ -107,11 +107,38 @@ def attrition(removed: Mapping[str, int], kept: int, file: Path) -> str:
 
 
 def histogram(binned: Mapping[str, Any], x: str, y: str, file: Path) -> str:
-    """Counts between edges, as facts keep them: ``{"edges": [...], "counts": [...]}``."""
+    """Counts between edges, as facts keep them: ``{"edges": [...], "counts": [...]}``.
+
+    A last bin that is wider than the first is the tail: it is drawn as wide as the others, in grey.
+    """
+    edges, counts = list(binned["edges"]), list(binned["counts"])
     figure, axes = _figure(6.0, 3.0)
-    axes.stairs(binned["counts"], binned["edges"], fill=True, color=_GREEN)
+    width = edges[1] - edges[0]
+    tail = len(counts) > 1 and edges[-1] - edges[-2] > width
+    cut = len(counts) - tail
+    axes.stairs(counts[:cut], edges[: cut + 1], fill=True, color=_GREEN)
+    if tail:
+        axes.stairs(counts[-1:], [edges[-2], edges[-2] + width], fill=True, color=_GREY)
+        x += f" (grey: {edges[-2]:,} to {edges[-1] - 1:,})"
+    axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+    axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    return _save(figure, file)
+
+
+def bars(counts: Mapping[str, int | float], x: str, file: Path, limit: int = 20) -> str:
+    """One horizontal bar per name, the first ``limit`` of them."""
+    names, values = list(counts)[:limit], list(counts.values())[:limit]
+    figure, axes = _figure(6.0, 1.0 + 0.36 * len(names))
+    axes.grid(visible=False)
+    axes.barh(names, values, color=_GREEN)
+    axes.invert_yaxis()
+    for i, value in enumerate(values):
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+        axes.annotate(text, (value, i), va="center", xytext=(4, 0), textcoords="offset points")
+    axes.margins(x=0.14)
+    axes.set_xlabel(x)
     return _save(figure, file)
 
 

@@ -14,6 +14,7 @@ from nemotron_dagster.catalog.types import TypeGraph, load_types
 from nemotron_dagster.errors import ConfigError, UsageError, did_you_mean
 from nemotron_dagster.files import printable
 from nemotron_dagster.project import Project
+from nemotron_dagster.toml_positions import toml_position
 
 __all__ = ["Catalog", "Parameter", "Port", "Runspec", "Step", "TypeGraph", "load_catalog"]
 
@@ -131,9 +132,16 @@ def _load(project: Project) -> Catalog:
                 if unlisted is not None:
                     raise ConfigError(f"{printable(folder)}: cannot be read ({unlisted.strerror}). Check it.")
                 step = load_step(folder, root)
-                for port in (*step.consumes, *step.produces):
-                    if port.type not in types.parents:
-                        types.check(port.type, f"{folder}/step.toml")
+                for kind, ports in (("consumes", step.consumes), ("produces", step.produces)):
+                    for i, port in enumerate(ports):
+                        if port.type not in types.parents:
+                            file = folder / "step.toml"
+                            types.check(port.type, str(toml_position(file, f"{kind}.{i}.type") or file))
+                if not step.produces:
+                    raise ConfigError(
+                        f"{folder / 'step.toml'}: has no [[produces]] entry, and every step is an asset. "
+                        "Name the artifact type that it makes."
+                    )
                 steps[step_id] = step
             except ConfigError as e:
                 broken[printable(step_id)] = e

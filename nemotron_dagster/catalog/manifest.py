@@ -21,6 +21,8 @@ _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies",
 _RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+)*")
+_ID = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+_GROUP = re.compile(r"[A-Za-z0-9_]+")
 
 
 def load_step(directory: Path, root: Path) -> Step:
@@ -38,9 +40,13 @@ def load_step(directory: Path, root: Path) -> Step:
     path_id = str(directory)[len(str(root)) + 1 :]
     if not path_id.isprintable() and printable(path_id) != path_id:
         raise doc.error(None, "the folder's path holds characters that cannot be printed. Rename the folder.")
+    if not _ID.fullmatch(path_id):
+        raise doc.error(None, f"{path_id!r} is no step id. Name the folders with letters, digits, _ and - only.")
     step_id = step.text_of("id", path_id)
     if step_id != path_id:
         raise step.error("id", f"id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")
+    if not _GROUP.fullmatch(step.text_of("category", "x")):  # Dagster's groups have no other characters
+        raise step.wrong("category", "a word of letters, digits and _")
     payload = step.text_of("payload", "ready")
     if payload not in ("ready", "planned"):
         raise step.wrong("payload", "'ready' or 'planned'")
@@ -85,17 +91,7 @@ def read_runspec(script: Path | str) -> Runspec | None:
     """
     if not os.path.lexists(script):
         return None
-    source = read_text(script)
-    match = _BLOCK.search(source)
-    if not match:
-        raise ConfigError(f"{script}: has no `# /// script` block. Add one with a [tool.runspec] table.")
-    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].split("\n"))
-    first = source.count("\n", 0, match.start("body")) + 1
-    values = parse_toml(body, script, ConfigError, first, "its `# /// script` block is")
-    tool = Table(values, (), str(script), body, first, 2).table("tool")
-    if not isinstance(tool.values.get("runspec"), dict):
-        raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
-    spec = tool.table("runspec")
+    spec = runspec_table(script)
     spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
     run, config, resources = spec.table("run"), spec.table("config"), spec.table("resources")
     run.known({"launch", "cmd", "workdir"}, "[tool.runspec.run]")
@@ -115,6 +111,25 @@ def read_runspec(script: Path | str) -> Runspec | None:
         nodes=resources.count("nodes", 1, 1),
         gpus_per_node=resources.count("gpus_per_node", 8, 0),
     )
+
+
+def runspec_table(script: Path | str) -> Table:
+    """The ``[tool.runspec]`` table of a step.py as it is written.
+
+    Raises:
+        ConfigError: the file cannot be read, or the block is missing or malformed.
+    """
+    source = read_text(script)
+    match = _BLOCK.search(source)
+    if not match:
+        raise ConfigError(f"{script}: has no `# /// script` block. Add one with a [tool.runspec] table.")
+    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].split("\n"))
+    first = source.count("\n", 0, match.start("body")) + 1
+    values = parse_toml(body, script, ConfigError, first, "its `# /// script` block is")
+    tool = Table(values, (), str(script), body, first, 2).table("tool")
+    if not isinstance(tool.values.get("runspec"), dict):
+        raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
+    return tool.table("runspec")
 
 
 def _config_dir(config: Table, directory: str) -> Path:

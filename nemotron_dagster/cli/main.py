@@ -18,9 +18,10 @@ from nemotron_dagster.cli.options import HELP, run_options
 from nemotron_dagster.errors import NemotronError
 
 _GROUPS = {
-    "steps": ("nemotron_dagster.cli.steps", "List, show and run steps."),
+    "init": ("nemotron_dagster.cli.scaffold", "Make a project of your own."),
+    "steps": ("nemotron_dagster.cli.steps", "List, show, run, add and check steps."),
     "pipelines": ("nemotron_dagster.cli.pipelines", "Run the pipelines of a project."),
-    "env": ("nemotron_dagster.cli.env", "Payload environments."),
+    "env": ("nemotron_dagster.cli.env", "Profiles of env.toml, and payload environments."),
     "ui": ("nemotron_dagster.cli.ui", "Open the Dagster UI of this project."),
 }
 _REST = "nemotron.rest"

@@ -1,8 +1,9 @@
-"""``nemotron steps list | show | run``."""
+"""``nemotron steps list | show | run``; ``new`` and ``check`` in modules of their own."""
 
 from __future__ import annotations
 
 import gc
+import importlib
 from typing import Any
 
 import click
@@ -19,9 +20,29 @@ _types = of_catalog(lambda c: c.types.parents)
 _tags = of_catalog(lambda c: (t for s in c.steps.values() for t in s.tags))
 
 
-@click.group(context_settings=HELP)
+_LAZY = {
+    "new": ("nemotron_dagster.cli.new_step", "new"),
+    "check": ("nemotron_dagster.cli.check", "check"),
+}
+
+
+class _Group(click.Group):
+    """Imports what stands in ``_LAZY`` when it is used: `steps list` must not pay for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_LAZY]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _LAZY:
+            return super().get_command(ctx, name)
+        module, function = _LAZY[name]
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+
+@click.group(cls=_Group, context_settings=HELP)
 def cli() -> None:
-    """List, show and run steps.
+    """List, show, run, add and check steps.
 
     \b
     nemotron steps list --consumes training_jsonl

@@ -153,6 +153,15 @@ def target_module(project: Project, executor: str) -> ModuleType:
     return module
 
 
+def bundled_target(executor: str) -> ModuleType:
+    """The bundled module of an executor, for a project's own target to build on.
+
+    Raises:
+        ProfileError: no such module.
+    """
+    return target_module(Project(None, Path()), executor)
+
+
 def settings_of(project: Project, executor: str, values: Mapping[str, Any], where: str) -> CommonSettings:
     """A profile's values as the settings of its executor; ``where`` names them in messages (``profile 'x'``).
 

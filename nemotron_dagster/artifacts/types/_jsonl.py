@@ -1,146 +1,85 @@
-"""JSON lines: ``raw_jsonl`` and its kin (any objects), ``training_jsonl`` (chat rows).
-
-Layout: one file, a directory of ``*.jsonl`` (also ``.gz``, ``.zst``), or a glob of them.
-"""
+"""What the ``*_jsonl`` types share: where the rows lie, how they are checked, shown, read and written."""
 
 from __future__ import annotations
 
-import glob
-import gzip
-import io
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nemotron_dagster.artifacts.markdown import json_block
+from nemotron_dagster.artifacts.markdown import json_block, table
+from nemotron_dagster.artifacts.types import _check, _files, _parallel, _scan, _tally
+from nemotron_dagster.artifacts.types._problems import Problems
 from nemotron_dagster.errors import ArtifactError
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst")
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-SHOWN = 20
+LAYOUT = "One .jsonl file, a directory of *.jsonl files (also .gz, .zst), or a glob of them; one JSON object per line."
+PARQUET = f"{LAYOUT[:-1]}. Or the same rows as *.parquet."
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SHARD = 1 << 30
+_ALONE = 32 << 20  # so many bytes are checked sooner than a process starts
 
 
-def files(path: Path | str) -> list[Path]:
-    """The JSONL files of an artifact path, in name order.
+def validate(path: Path | str, rules: _check.Rules, parquet: bool = False) -> dict[str, Any]:
+    """Read every row, in as many processes as are worth it.
 
-    Raises:
-        ArtifactError: nothing there.
-    """
-    text = str(path)
-    if glob.has_magic(text):
-        found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
-        if not found:
-            raise ArtifactError(f"{text}: matches no file. Check the pattern.")
-        return found
-    path = Path(text)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.name.find(".jsonl") > 0)
-        if not found:
-            raise ArtifactError(f"{path}: is a directory without *.jsonl files. Name the file or the right directory.")
-        return found
-    if not path.exists():
-        raise ArtifactError(f"{path}: no such file or directory. Check the path.")
-    return [path]
-
-
-def _lines(file: Path) -> Iterator[bytes]:
-    if file.name.endswith(".gz"):
-        with gzip.open(file, "rb") as f:
-            yield from f
-    elif file.name.endswith(".zst"):
-        import zstandard
-
-        with open(file, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-            yield from io.BufferedReader(stream)
-    else:
-        with open(file, "rb", buffering=1 << 20) as f:
-            yield from f
-
-
-def validate(path: Path | str, chat: bool) -> dict[str, Any]:
-    """Read every row.
+    Blank lines, carriage returns before line feeds, a last line without line feed, numbers of any size and keys that
+    stand twice (the last counts) pass. A byte order mark, other encodings than UTF-8, NaN and half surrogates do not.
 
     Returns:
-        Facts: rows, files, roles (chat), samples (up to 5 rows), lengths (histogram of bytes per row,
-        first 100,000).
+        Facts: rows, files, bytes, kinds (rows per kind), for conversations roles, turns, rows_with_tools and
+        rows_without_assistant; languages, lengths (characters per line), columns (of the rows parsed whole), samples.
 
     Raises:
-        ArtifactError: naming file and line of each bad row, up to 20, and how many more.
+        ArtifactError: naming file and line of each bad row, up to 20, and how many there are.
     """
-    import orjson
+    problems = Problems()
+    found = _files.data_files(path, (*SUFFIXES, ".parquet") if parquet else SUFFIXES, problems)
+    lines = [f for f in found if f.suffix != ".parquet" or not parquet]
+    size = sum(f.stat().st_size * (5 if f.name.endswith((".gz", ".zst")) else 1) for f in lines)
+    workers = _parallel.processors() if size > _ALONE else 1
+    pieces = _scan.pieces(lines, min(max(size // (4 * workers), 8 << 20), 64 << 20))
+    tallies = _parallel.each(_check.check_piece, [(p, rules) for p in pieces], workers)
+    total = _tally.Tally()
+    for file, group in groupby(zip(pieces, tallies, strict=True), key=lambda pair: pair[0].file):
+        before = 0
+        for _, tally in group:
+            problems.merge([f"{file}:{before + n}: {text}" for n, text in tally.shown], tally.wrong)
+            if tally.damage:
+                problems.add(tally.damage)
+            before += tally.lines
+            total.merge(tally)
+    for file in found[:]:
+        if file not in lines:
+            from nemotron_dagster.artifacts.types import _rows_parquet
 
-    rows = wrong = 0
-    problems: list[str] = []
-    roles: Counter[str] = Counter()
-    samples: list[Any] = []
-    lengths: list[int] = []
-    found = files(path)
-    for file in found:
-        try:
-            for number, line in enumerate(_lines(file), 1):
-                if not line.strip():
-                    continue
-                rows += 1
-                try:
-                    row = orjson.loads(line)
-                    problem = _problem(row, chat)
-                except orjson.JSONDecodeError as e:
-                    row, problem = None, f"is not JSON ({e})"
-                if problem:
-                    wrong += 1
-                    if len(problems) < SHOWN:
-                        problems.append(f"{file}:{number}: {problem}")
-                    continue
-                if len(samples) < 5:
-                    samples.append(row)
-                if len(lengths) < 100_000:
-                    lengths.append(len(line))
-                if chat:
-                    roles.update(m["role"] for m in row["messages"])
-        except (OSError, EOFError) as e:
-            raise ArtifactError(f"{file}: cannot be read ({e}). It may be truncated; make it again.") from e
-    if problems:
-        more = f"\n… and {wrong - len(problems)} more" if wrong > len(problems) else ""
-        raise ArtifactError("\n".join(problems) + more + f"\n{wrong} of {rows} rows are wrong. Mend or remove them.")
-    if not rows:
+            _rows_parquet.check(file, rules, total, problems)
+    problems.check(f"{total.wrong:,} of {total.rows:,} rows are wrong. Mend or remove them." if total.wrong else "")
+    if not total.rows:
         raise ArtifactError(f"{path}: has no rows. Check what wrote it.")
-    facts: dict[str, Any] = {"rows": rows, "files": len(found), "samples": samples, "lengths": _histogram(lengths)}
-    if chat:
-        facts["roles"] = dict(roles.most_common())
-    return facts
-
-
-def _problem(row: Any, chat: bool) -> str | None:
-    """What is wrong with a row, with the fix; None if nothing is."""
-    if not isinstance(row, dict):
-        return f"is a JSON {type(row).__name__}, not an object. Write one {{...}} per line"
-    if not chat:
-        return None
-    messages = row.get("messages")
-    if messages is None:
-        return f"has no `messages` (it has {', '.join(list(row)[:6]) or 'nothing'}). Write OpenAI chat messages"
-    if not isinstance(messages, list) or not messages:
-        return "`messages` is not a non-empty list"
-    for i, m in enumerate(messages):
-        if not isinstance(m, dict) or m.get("role") not in ROLES:
-            return f"messages[{i}] has no role of {', '.join(ROLES)}"
-        content = m.get("content")
-        if not isinstance(content, str | list) and not (content is None and m.get("tool_calls")):
-            return f"messages[{i}].content is neither text nor a list of parts"
-    return None
-
-
-def _histogram(values: list[int]) -> dict[str, list[int]]:
-    low, width = min(values), max(1, -(-(max(values) + 1 - min(values)) // 50))
-    counts = Counter((v - low) // width for v in values)
-    last = max(counts)
-    return {"edges": [low + i * width for i in range(last + 2)], "counts": [counts[i] for i in range(last + 1)]}
+    facts = total.facts()
+    head = {"rows": facts.pop("rows"), "files": len(found), "bytes": sum(f.stat().st_size for f in found)}
+    return {**head, **facts}
 
 
 def figures(facts: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """Rows and files."""
-    return {k: facts[k] for k in ("rows", "files")}
+    """Rows, files, and what the conversations have."""
+    out: dict[str, int | float | str] = {"rows": facts["rows"], "files": facts["files"]}
+    if facts.get("roles"):
+        out["messages"] = sum(facts["roles"].values())
+    for key in ("rows_with_tools", "rows_without_assistant"):
+        if facts.get(key):
+            out[key] = facts[key]
+    return out
+
+
+def tables(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Kinds of rows and languages where there are several, and the roles."""
+    out = {}
+    for title, key, least in (("kinds", "kinds", 2), ("roles", "roles", 1), ("languages", "languages", 2)):
+        if len(facts.get(key) or ()) >= least:
+            out[title] = table((title[:-1], "messages" if key == "roles" else "rows"), facts[key].items())
+    return out
 
 
 def samples(facts: Mapping[str, Any]) -> str:
@@ -148,8 +87,103 @@ def samples(facts: Mapping[str, Any]) -> str:
     return json_block(facts.get("samples") or [])
 
 
+def columns(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The keys that rows have, with the types of their values."""
+    return [(name, type_, "") for name, type_ in facts.get("columns", [])]
+
+
 def draw(facts: Mapping[str, Any], folder: Path) -> list[str]:
-    """The lengths of the rows."""
+    """The lengths of rows; roles and languages where there are several."""
     from nemotron_dagster.artifacts import pictures
 
-    return [pictures.histogram(facts["lengths"], "characters per row", "rows", folder / "lengths.png")]
+    drawn = [pictures.histogram(facts["lengths"], "characters per row", "rows", folder / "lengths.png")]
+    for key, unit in (("roles", "messages"), ("languages", "rows")):
+        if len(facts.get(key) or ()) > 1:
+            drawn.append(pictures.bars(facts[key], unit, folder / f"{key}.png"))
+    return drawn
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows, one after the other.
+
+    Raises:
+        ArtifactError: no data there, or a line that is no JSON object.
+    """
+    problems = Problems()
+    found = _files.data_files(path, (*SUFFIXES, ".parquet"), problems)
+    problems.check()
+    for file in found:
+        yield from _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+
+
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    from nemotron_dagster.artifacts.types import _rows
+
+    number = 0
+    for block in _scan.read(_scan.Piece(file, 0, None)):
+        if block.too_long:
+            raise ArtifactError(f"{file}:{number + 1}: is a line of {block.too_long:,} bytes. Split it.")
+        for i, line in enumerate(block.lines):
+            number += 1
+            if line.strip():
+                try:
+                    yield _rows.mapping(_check.parse(line, block.cut and i == len(block.lines) - 1))
+                except _rows.Fault as e:
+                    raise ArtifactError(f"{file}:{number}: {e}.") from e
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(1000):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as e:
+        raise ArtifactError(f"{file}: cannot be read ({_scan.first_line(e)}). Make it again.") from e
+
+
+def write(value: Iterable[Mapping[str, Any]], folder: Path, shard_bytes: int = SHARD) -> None:
+    """Write rows as ``part-00000.jsonl``, ``part-00001.jsonl`` ... of up to ``shard_bytes`` each.
+
+    Each shard gets its name when it is whole. NaN becomes null, as JSON has no such number.
+
+    Raises:
+        ArtifactError: no rows, a row that is no mapping or cannot be JSON, or a folder that has shards already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("part-*.jsonl*")):
+        raise ArtifactError(f"{folder}: has shards already. Name another directory.")
+    shards = 0
+    lines = _encoded(value)
+    line = next(lines, None)
+    if line is None:
+        raise ArtifactError(f"{folder}: there are no rows to write. Check what makes them.")
+    while line is not None:
+        file = folder / f"part-{shards:05d}.jsonl"
+        partial = file.with_name(f".{file.name}.tmp")
+        written = 0
+        try:
+            with open(partial, "wb", buffering=1 << 20) as out:
+                while line is not None and (not written or written + len(line) <= shard_bytes):
+                    written += out.write(line)
+                    line = next(lines, None)
+            os.replace(partial, file)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        shards += 1
+
+
+def _encoded(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    import orjson
+
+    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ArtifactError(f"row {number} is a {type(row).__name__}, not a mapping. Write one mapping per row.")
+        try:
+            yield orjson.dumps(row if isinstance(row, dict) else dict(row), option=options)
+        except orjson.JSONEncodeError as e:
+            raise ArtifactError(f"row {number} cannot be written as JSON ({e}). Write plain values.") from e

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemotron_dagster.artifacts.types import _jsonl
-from nemotron_dagster.artifacts.types._jsonl import draw, figures, samples
+from nemotron_dagster.artifacts.types import _check, _jsonl
+from nemotron_dagster.artifacts.types._jsonl import columns, draw, figures, read, samples, tables, write
 
-__all__ = ["LAYOUT", "draw", "figures", "samples", "validate"]
+__all__ = ["LAYOUT", "columns", "draw", "figures", "read", "samples", "tables", "validate", "write"]
 
-LAYOUT = "One .jsonl file, a directory of *.jsonl files (also .gz, .zst), or a glob of them; one JSON object per line."
+LAYOUT = _jsonl.LAYOUT
 
 
 def validate(path: Path) -> dict[str, Any]:
     """Check every row; its facts."""
-    return _jsonl.validate(path, chat=False)
+    return _jsonl.validate(path, _check.Rules())

@@ -1,0 +1,250 @@
+"""Accepts the common rows at the speed of the disk: typed structs, decoded by msgspec.
+
+Everything accepted here would be accepted by ``_rows.py``; what is not is examined there. Imported inside functions
+only. msgspec checks the JSON syntax of skipped values too, but not their UTF-8: that is the caller's to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Annotated, Any
+
+import msgspec  # noqa: TID253
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType  # noqa: TID253
+from msgspec.structs import astuple  # noqa: TID253
+
+from nemotron_dagster.artifacts.types import _rows
+
+Said = Annotated[str, Meta(min_length=1)]
+#: What a decoder raises for a row that it does not take.
+REFUSED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError)
+
+
+class Part(Struct, gc=False):
+    type: str
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.type == "text" and self.text is None:
+            raise ValueError("text")
+
+
+class _Message(Struct, gc=False, tag_field="role"):
+    content: str | list[Part]
+    name: str | None = None
+
+
+class System(_Message, gc=False, tag="system"):
+    pass
+
+
+class Developer(_Message, gc=False, tag="developer"):
+    pass
+
+
+class User(_Message, gc=False, tag="user"):
+    pass
+
+
+class _Skimmed(Struct, gc=False, tag_field="role"):
+    """A message whose content is passed over, at twice the speed; ``all_text`` looks at how it begins."""
+
+    content: Raw
+    name: str | None = None
+
+
+class SystemSkimmed(_Skimmed, gc=False, tag="system"):
+    pass
+
+
+class DeveloperSkimmed(_Skimmed, gc=False, tag="developer"):
+    pass
+
+
+class UserSkimmed(_Skimmed, gc=False, tag="user"):
+    pass
+
+
+class AssistantSkimmed(_Skimmed, gc=False, tag="assistant"):
+    """Without tool calls."""
+
+    reasoning_content: str | None = None
+    tool_calls: None = None
+
+
+class Function(Struct, gc=False):
+    name: Said
+    arguments: str | dict[str, Raw]
+
+    def __post_init__(self) -> None:
+        if type(self.arguments) is str:
+            _OBJECT(self.arguments)
+
+
+class Call(Struct, gc=False):
+    function: Function
+    id: str | None = None
+    type: Annotated[str, Meta(pattern="^function$")] | None = None
+
+
+class Assistant(Struct, gc=False, tag_field="role", tag="assistant"):
+    content: str | list[Part] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
+
+    def __post_init__(self) -> None:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content")
+
+
+class Tool(_Message, gc=False, tag="tool"):
+    tool_call_id: str | None = None
+
+
+class FunctionRole(_Message, gc=False, tag="function"):
+    pass
+
+
+class _Row(Struct, gc=False):
+    language: str | None = None
+    lang: str | None = None
+    tools: Raw | UnsetType = UNSET
+
+
+class Chat(_Row, gc=False, kw_only=True):
+    """Chat without tool calls."""
+
+    messages: Annotated[list[SystemSkimmed | DeveloperSkimmed | UserSkimmed | AssistantSkimmed], Meta(min_length=1)]
+    chosen: None = None
+    rejected: None = None
+
+
+class ToolChat(_Row, gc=False, kw_only=True):
+    messages: Annotated[list[System | Developer | User | Assistant | Tool | FunctionRole], Meta(min_length=1)]
+    chosen: None = None
+    rejected: None = None
+
+
+class Preference(_Row, gc=False, kw_only=True):
+    prompt: Said
+    chosen: Said
+    rejected: Said
+
+
+class Prompt(_Row, gc=False, kw_only=True):
+    prompt: Said
+    messages: None = None
+    chosen: None = None
+    rejected: None = None
+    responses_create_params: None = None
+    completions: None = None
+    conversations: None = None
+
+
+class _Params(Struct, gc=False):
+    input: Said | Annotated[list[Raw], Meta(min_length=1)]
+
+
+class _Agent(Struct, gc=False):
+    name: Said
+    type: str | None = None
+
+
+class Gym(_Row, gc=False, kw_only=True):
+    responses_create_params: _Params
+    agent_ref: _Agent
+    messages: None = None
+    chosen: None = None
+    rejected: None = None
+
+
+class Loose(Struct, gc=False):
+    """Any object: only which of the known keys it has is looked at."""
+
+    messages: Raw | UnsetType = UNSET
+    text: Raw | UnsetType = UNSET
+    prompt: Raw | UnsetType = UNSET
+    chosen: Raw | UnsetType = UNSET
+    rejected: Raw | UnsetType = UNSET
+    problem: Raw | UnsetType = UNSET
+    question: Raw | UnsetType = UNSET
+    input: Raw | UnsetType = UNSET
+    responses_create_params: Raw | UnsetType = UNSET
+    context: Raw | UnsetType = UNSET
+    completions: Raw | UnsetType = UNSET
+    conversations: Raw | UnsetType = UNSET
+    language: str | None = None
+    lang: str | None = None
+
+
+Score = float | None
+
+
+class Translated(Loose, gc=False):
+    """As Loose; an overflowing score is no number to msgspec."""
+
+    translated_messages: list[System | Developer | User | Assistant] | None = None
+    faith_avg: Score = None
+    faith_score: Score = None
+    faith_fluency: Score = None
+    faith_accuracy: Score = None
+    faith_idiomaticity: Score = None
+    faith_terminology: Score = None
+    faith_handling: Score = None
+    faith_scores: dict[str, Score] | None = None
+
+
+#: The letters of ``_tally``.
+LETTERS: dict[type, str] = {
+    System: "s", SystemSkimmed: "s", Developer: "d", DeveloperSkimmed: "d", User: "u", UserSkimmed: "u",
+    Assistant: "a", AssistantSkimmed: "a", Tool: "t", FunctionRole: "f",
+}  # fmt: skip
+
+_OBJECT = msgspec.json.Decoder(dict[str, Raw]).decode
+MISSING = UNSET
+_KINDS: dict[tuple[type, ...], tuple[str, list[str]]] = {}
+_FIRST_BYTE = itemgetter(0)
+_QUOTE = {ord('"')}
+
+
+def decoders() -> dict[type, Callable[[bytes], Any]]:
+    """A decoder for each kind of row that is to be trained on, the likeliest first."""
+    return {t: msgspec.json.Decoder(t).decode for t in (Chat, ToolChat, Preference, Gym, Prompt)}
+
+
+def loose_decoder(translated: bool) -> Callable[[bytes], Loose]:
+    """A decoder for rows of any kind."""
+    return msgspec.json.Decoder(Translated if translated else Loose).decode
+
+
+def loose_kind(row: Loose) -> str:
+    """The kind of a row of which only the keys are known."""
+    shape = tuple(map(type, astuple(row)))
+    if shape not in _KINDS:
+        has = [n for n, t in zip(row.__struct_fields__, shape, strict=True) if t is Raw]
+        _KINDS[shape] = _rows.kind(dict.fromkeys(has, 1)), has
+    found, has = _KINDS[shape]
+    if any(memoryview(getattr(row, n)).nbytes == len(b"null") for n in has):
+        return _rows.kind({n: 1 for n in has if bytes(getattr(row, n)) != b"null"})
+    return found
+
+
+def all_text(messages: Iterable[list[Any]]) -> bool:
+    """Whether the content of every skimmed message is text."""
+    contents = [m.content for conversation in messages for m in conversation]
+    return set(map(_FIRST_BYTE, map(bytes, contents))) <= _QUOTE
+
+
+def ordered(messages: list[Any]) -> bool:
+    """Whether every tool's answer follows a call that it names; how ``_rows.conversation`` decides it."""
+    ids: set[str] | None = None
+    for m in messages:
+        kind = type(m)
+        if kind is Assistant:
+            if m.tool_calls:
+                ids = (ids or set()) | {c.id for c in m.tool_calls if c.id is not None}
+        elif kind is Tool and (ids is None or (ids and m.tool_call_id not in ids)):
+            return False
+    return True
