@@ -279,7 +279,13 @@ def has_key(data: dict[str, Any], dotted: str) -> bool:
 
 
 def ports(entries: list[dict[str, Any]]) -> list[Port]:
-    return [Port(e["type"], e["bind"], e.get("from"), e.get("required", True)) for e in entries]
+    return [Port(e["type"], first(e["bind"]), e.get("from"), e.get("required", True)) for e in entries]
+
+
+def first(bind: str | list[str | dict[str, str]]) -> str:
+    """The key that decides who fills the port; the same artifact may fill more."""
+    entry = bind[0] if isinstance(bind, list) else bind
+    return entry["key"] if isinstance(entry, dict) else entry
 
 
 def parameter(entry: dict[str, Any]) -> str:

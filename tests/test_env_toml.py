@@ -22,6 +22,7 @@ import yaml
 from helpers import REPO
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest
@@ -30,6 +31,7 @@ from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.config.delivery import Delivery
 from nemotron_dagster.config.guardrails import check_profile
 from nemotron_dagster.config.profiles import Environment
+from nemotron_dagster.config.yaml_text import to_yaml
 from nemotron_dagster.errors import ArtifactError, PreflightError
 from nemotron_dagster.project import Project
 
@@ -155,7 +157,7 @@ def test_overrides_change_values_add_profiles_and_keep_placeholders(nemotron: Ru
         "steps", "run", "env/env_toml", "-c", "slurm", "output_path=sub/dir/mine.toml",
         "sections.slurm_base.account=${oc.env:NO_SUCH_VARIABLE}", "sections.slurm_base.user=null",
         "sections.mine.extends=slurm_base", "sections.mine.nodes=3", "sections.mine.env_vars.A='x'",
-        "sections.mine.remote_job_dir=jobs/here",
+        "sections.mine.env_vars.B=jobs/here",
         cwd=place,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -163,7 +165,7 @@ def test_overrides_change_values_add_profiles_and_keep_placeholders(nemotron: Ru
     assert tables["slurm_base"]["account"] == "${oc.env:NO_SUCH_VARIABLE}" and "user" not in tables["slurm_base"]
     assert tables["slurm_base"]["workspace"] == "${oc.env:NEMOTRON_WORKSPACE,/lustre/${oc.env:USER}}"
     assert tables["mine"] == {
-        "extends": "slurm_base", "nodes": 3, "env_vars": {"A": "x"}, "remote_job_dir": "jobs/here",
+        "extends": "slurm_base", "nodes": 3, "env_vars": {"A": "x", "B": "jobs/here"},
     }  # fmt: skip
     assert "Wrote sub/dir/mine.toml with 30 profile section(s)" in done.stdout
 
@@ -301,8 +303,9 @@ def test_too_few_nodes_are_warned_of_on_stderr_and_kept_with_the_artifact(
         (["sections.slurm_curate=null"], 1, "missing required profile(s): slurm_curate"),
         (["sections.slurm_base.acount=x"], 8, "'slurm_base': slurm has no key 'acount'. Did you mean account"),
         (["sections.slurm_base.executor=slrum"], 8, "Did you mean slurm"),
-        (["sections.slurm_base.nodes=many"], 8, "nodes = 'many': must be a whole number"),
-        (["force=perhaps"], 3, "force=perhaps: is neither true nor false"),
+        (["sections.slurm_base.nodes=many"], 3, "expected a whole number"),
+        (["sections.slurm_base.cpus_per_task=many"], 8, "cpus_per_task = 'many': must be a whole number"),
+        (["force=perhaps"], 3, "force=perhaps: expected true or false"),
         (["output_path=5"], 3, "output_path=5: is no path of a local file"),
         (["output_path=''"], 3, "is no path of a local file"),
         (["output_path=s3://bucket/env.toml"], 3, "is no path of a local file"),
@@ -500,3 +503,10 @@ def test_a_file_system_without_hard_links_gets_the_file_too_and_never_half_of_it
     with pytest.raises(PreflightError, match="No space left on device"):
         delivery.deliver(wanted, ref)
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_text_that_looks_like_a_number_stays_text_for_both_readers_of_yaml() -> None:
+    words = ["1e5", "1.5e3", ".5e3", "-1e-5", "1e", "010", "1:30", "yes", "~", "0x1f", "1.", ".inf", "2024-01-01"]
+    data = {"text": {w: w for w in words}, "numbers": [1e-5, 1e22, 1.0, 123, -0.0]}
+    text = to_yaml(data)
+    assert yaml.safe_load(text) == OmegaConf.to_container(OmegaConf.create(text)) == data

@@ -15,6 +15,7 @@ class Port:
 
     Attributes:
         bind: config key (dotted) that carries the path.
+        also: further keys that the same artifact fills, each with its own suffix.
         source: id of the default producer in the catalog pipeline (``from`` in step.toml).
         path: produced only: where below the output directory the artifact proper lies.
         suffix: appended to the artifact's path before it fills the key; a produced file's name.
@@ -30,6 +31,12 @@ class Port:
     path: str = "."
     suffix: str = ""
     deliver: bool = False
+    also: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """Every config key of the port, the first one first, with its suffix."""
+        return ((self.bind, self.suffix), *self.also) if self.bind else ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Runspec:
     default_config: str = "default"
     nodes: int = 1
     gpus_per_node: int = 8
+    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, compile_job
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
-from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
+from nemotron_dagster.jobs.submission import compile_on
+from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.project import Project, find_project
 
 
@@ -65,12 +66,17 @@ class Wanted:
         return split_tokens(self.tokens).passthrough
 
 
-def compiled(wanted: Wanted) -> JobSpec:
-    """Compile as the asset will, so that a mistake is told before Dagster is even imported."""
+def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
+    """Compile as the asset will, so that a mistake is told before Dagster is even imported.
+
+    Raises:
+        TargetError: with ``submitting``, the target takes no jobs.
+    """
     project, step = find_project(), wanted.step
     if wanted.config_named != wanted.config and not Path(str(wanted.config_named)).is_file():
         compile_job(step, wanted.config)  # raises: it names the file as it was typed
-    spec = compile_job(
+    spec = compile_on(
+        project,
         step,
         wanted.config_named,
         wanted.overrides,
@@ -82,6 +88,8 @@ def compiled(wanted: Wanted) -> JobSpec:
         allow_unknown=wanted.allow_unknown,
         here=Path.cwd(),
     )
+    if submitting:
+        make_target(project, spec.profile, spec.environment).check()
     if wanted.force_squash:
         _knows_squash(project, str(spec.environment.get("executor") or "local"))
     return spec
@@ -95,17 +103,29 @@ def upstream(project: Project, step: Step) -> dict[str, ArtifactRef]:
 
 
 def dry_run(wanted: Wanted, as_json: bool) -> None:
-    """Print the compiled config; touch nothing."""
-    import yaml
+    """Print the compiled config and what would be submitted; touch nothing."""
+    from nemotron_dagster.cli.preview import preview, print_preview
 
-    spec = compiled(wanted)
+    print_preview(preview(find_project(), compiled(wanted, submitting=False)), as_json)
+
+
+def explain_keys(wanted: Wanted, keys: Sequence[str], as_json: bool) -> None:
+    """Print every layer that set each of ``keys`` of the compiled config; touch nothing."""
+    from nemotron_dagster.config.explain import explain, render
+
+    spec, environment = compiled(wanted), load_environment(find_project().root)
+    profile = wanted.batch or wanted.profile
+    found = {
+        k: explain(wanted.step, wanted.config_named, wanted.overrides, profile, environment, k, spec) for k in keys
+    }
     if as_json:
-        click.echo(json.dumps({"run": redact(spec.run), "config": redact(spec.train)}, indent=2, default=str))
-        return
-    click.echo("# run")
-    click.echo(yaml.safe_dump(redact(spec.run), sort_keys=False, allow_unicode=True))
-    click.echo("# config")
-    click.echo(yaml.safe_dump(redact(spec.train), sort_keys=False, allow_unicode=True), nl=False)
+        rows = {
+            k: [{**vars(layer), "position": layer.position and str(layer.position)} for layer in v]
+            for k, v in found.items()
+        }
+        click.echo(json.dumps(rows, indent=2, default=str))
+    else:
+        click.echo("\n".join(render(layers) for layers in found.values()))
 
 
 def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:

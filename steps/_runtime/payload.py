@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -85,6 +86,8 @@ def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    for name, resolver in {"manifest": _manifest, "mul": _product}.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
     os.environ.setdefault("NEMOTRON_STEP_DIR", str(default.resolve().parent.parent))
     if not args.config.is_file():
         raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
@@ -94,6 +97,8 @@ def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[
             kept = {k: loaded.pop(k) for k in literal if k in loaded}
             loaded = {**OmegaConf.to_container(OmegaConf.create(loaded), resolve=True), **kept}
     except (OmegaConfBaseException, YAMLError) as e:
+        if isinstance(e.__cause__, PayloadError):
+            raise e.__cause__ from e
         text = " ".join(str(e).split())
         raise PayloadError(
             "config_invalid", f"{args.config}: {text}", "Give that key a value, or mend the file."
@@ -101,6 +106,28 @@ def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[
     if not isinstance(loaded, dict):
         raise PayloadError("config_invalid", f"{args.config}: not a mapping", "Write `key: value` lines.")
     return {str(k): v for k, v in loaded.items() if k != "run"}
+
+
+def _manifest(directory: str, key: str) -> str:
+    """``${manifest:DIR,KEY}``: a value of the ``manifest.json`` that a data step wrote to DIR.
+
+    Raises:
+        PayloadError: no such file, or it has no such key.
+    """
+    file = Path(directory).expanduser() / "manifest.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise PayloadError("config_invalid", f"{file}: {e}", "Run the data step, or give the path itself.") from e
+    if not isinstance(data, dict) or key not in data:
+        has = ", ".join(data) if isinstance(data, dict) else ""
+        raise PayloadError("config_invalid", f"{file}: has no key {key!r}; it has: {has or 'nothing'}", "Mend the key.")
+    return str(data[key])
+
+
+def _product(*factors: float) -> float:
+    """``${mul:a,b}`` of NeMo-RL."""
+    return math.prod(factors)
 
 
 def run(main: Callable[[dict[str, Any]], None], default_config: Path, literal: Sequence[str] = ()) -> NoReturn:
