@@ -17,7 +17,7 @@ _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
     "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
-_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
+_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix", "deliver"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
 _RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
@@ -186,6 +186,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             path=path,
             suffix=keys[0][1] if keys else table.text_of("suffix"),
             also=tuple(keys[1:]),
+            deliver=table.flag("deliver", False),
         )
     return tuple(ports.values())
 

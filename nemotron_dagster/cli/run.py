@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
@@ -85,6 +86,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         passthrough=wanted.passthrough,
         offered={name: str(ref.path) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
+        here=Path.cwd(),
     )
     if submitting:
         make_target(project, spec.profile, spec.environment).check()
@@ -129,7 +131,7 @@ def explain_keys(wanted: Wanted, keys: Sequence[str], as_json: bool) -> None:
 def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
     """Materialize one step of the catalog; the exit code."""
     refuse_planned(wanted.step)
-    compiled(wanted)
+    spec = compiled(wanted)
     settings: dict[str, Any] = {
         "overrides": dict(parse_dotlist(wanted.overrides)),
         "passthrough": list(wanted.passthrough),
@@ -139,6 +141,9 @@ def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
         settings["config" if wanted.config in wanted.step.configs else "config_file"] = wanted.config_named
     if wanted.profile:
         settings["profile"] = wanted.profile
+    if spec.delivery is not None:  # told before Dagster is imported; and only this process knows the user's directory
+        delivery.check(spec.delivery)
+        settings["overrides"][spec.delivery.key] = str(spec.delivery.path)
     key = tuple(wanted.step.id.split("/"))
     return materialize_and_tell(find_project(), [(wanted.step.id, key)], {key: settings}, verbose, as_json=as_json)
 
@@ -201,6 +206,7 @@ def told(project: Project, name: str, key: tuple[str, ...]) -> dict[str, Any]:
         "name": name,
         "artifact": {"type": ref.type, "uri": ref.uri, "path": str(ref.path), "key": manifest.key},
         "summary": describe.summary(ref),
+        "warnings": describe.warnings(ref),
         "pictures": [f"{ref.uri}/{p}" for p in manifest.facts.get("pictures", [])],
         "job": manifest.job,
     }
@@ -218,6 +224,8 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
         click.echo(f"    {k}: {v:,}" if isinstance(v, int) else f"    {k}: {v}")
     for picture in ref.manifest.facts.get("pictures", []):
         click.echo(f"    picture: {ref.uri}/{picture}")
+    for warning in describe.warnings(ref):
+        click.echo(f"Warning: {warning}", err=True)
     sys.stdout.flush()
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_dagster import artifacts
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read, tally, write_json
 from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
 from nemotron_dagster.catalog import Step
@@ -98,7 +99,11 @@ def run_step(
     if status.state is not State.SUCCEEDED:
         raise _failure(spec.step, handle, place, status)
     with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
-        return publish_output(request, handle, place)
+        ref = publish_output(request, handle, place)
+    if spec.delivery is not None:
+        path = delivery.deliver(spec.delivery, ref)
+        reporter.log(f"{delivery.said(path, ref)}\n".encode())
+    return ref
 
 
 def submit(project: Project, target: Target, request: Request, reporter: Reporter) -> tuple[JobHandle, Slot]:
@@ -109,6 +114,8 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
             f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
             f"`nemotron steps show {step.id}` prints its contract."
         )
+    if spec.delivery is not None:
+        delivery.check(spec.delivery)
     target.check()
     _check_inputs(request)
     place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
@@ -172,8 +179,8 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     except ArtifactError as e:
         aside = set_aside(place)
         raise ArtifactError(
-            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}\n"
-            f"It lies in {aside} for a look."
+            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n"
+            f"{str(e).replace(str(place.output), str(aside))}\nIt lies in {aside} for a look."
         ) from e
     messages = read_messages(place.messages)
     reported: dict[str, Any] = {}

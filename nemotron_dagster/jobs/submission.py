@@ -15,6 +15,7 @@ from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, Relocation, compile_job
 from nemotron_dagster.config.references import reveal
 from nemotron_dagster.config.secrets import is_secret, looks_secret
+from nemotron_dagster.config.yaml_text import to_yaml
 from nemotron_dagster.errors import PreflightError
 from nemotron_dagster.jobs import launch, payload_env
 from nemotron_dagster.jobs.target import ANY_KEY, Submission, relocation_of
@@ -99,8 +100,6 @@ def submission(
     Raises:
         ProfileError: a variable that a secret refers to is not set.
     """
-    import yaml
-
     step, env = spec.step, spec.environment
     assert step.runspec is not None
     text = step.runspec.cmd or env.get("run_command")
@@ -128,11 +127,7 @@ def submission(
         env=environment,
         secrets=secrets,
         cwd=layout.directory,
-        files={
-            os.path.relpath(layout.config, layout.directory): yaml.safe_dump(
-                dict(config), sort_keys=False, allow_unicode=True
-            )
-        },
+        files={os.path.relpath(layout.config, layout.directory): to_yaml(dict(config))},
         python=python,
         launch=step.runspec.launch,
         image=env.get("container_image") or env.get("container") or env.get("image") or step.runspec.image,
