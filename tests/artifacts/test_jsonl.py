@@ -247,7 +247,7 @@ def test_line_numbers_are_right_in_a_file_that_processes_share(tmp_path: Path, m
 
 
 def test_a_dead_worker_is_an_artifact_error() -> None:
-    with pytest.raises(ArtifactError, match="ended"):
+    with pytest.raises(ArtifactError, match="3: the process that read it ended"):
         _parallel.each(os._exit, [3, 3], 2)
 
 
