@@ -44,5 +44,5 @@ lock: python
 	@$(BIN)/python .ci/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .nemotron $(EXAMPLE)/.nemotron
+	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache .mypy_cache .nemotron $(EXAMPLE)/.nemotron
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

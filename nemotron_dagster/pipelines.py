@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog import Catalog, Port, Step
+from nemotron_dagster.config.source import read_yaml
 from nemotron_dagster.errors import ConfigError, NemotronError, did_you_mean
 from nemotron_dagster.project import Project
 
@@ -78,12 +79,7 @@ def load_pipeline(file: Path, catalog: Catalog) -> Pipeline:
     Raises:
         ConfigError: naming the file, node, port, types or key, and the fix.
     """
-    import yaml
-
-    try:
-        doc = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise ConfigError(f"{file}: cannot be read as YAML: {' '.join(str(e).split())}. Mend it.") from e
+    doc = read_yaml(file)
     if not isinstance(doc, dict) or not isinstance(doc.get("nodes"), dict) or not doc["nodes"]:
         raise ConfigError(f"{file}: has no `nodes:` mapping. Name at least one node with its step.")
     _known(file, "the pipeline", doc, _PIPELINE_KEYS)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.files import read_toml
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -41,9 +43,10 @@ def _is_root(directory: Path) -> bool:
     if not pyproject.is_file():
         return False
     try:
-        return "nemotron" in tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError):
+        tool = read_toml(pyproject).get("tool")
+    except ConfigError:  # another tool's file, and its business
         return False
+    return isinstance(tool, dict) and "nemotron" in tool
 
 
 @cache

@@ -18,39 +18,28 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nemotron_dagster.artifacts.manifest import write_json
 from nemotron_dagster.errors import PreflightError, TargetError
 from nemotron_dagster.jobs import supervisor
+from nemotron_dagster.jobs.settings import CommonSettings, Count, Positive
 from nemotron_dagster.jobs.target import Hardware, JobHandle, State, Status, Submission
 
 _START_LIMIT = 15.0  # seconds in which a submitted job must have started
 
 
-class Settings(BaseModel):
-    """Keys of a local profile."""
-
-    model_config = ConfigDict(extra="forbid")
+class Settings(CommonSettings):
+    """Keys of a local profile. What only a cluster has (image, mounts) is accepted and not used."""
 
     executor: Literal["local"] = "local"
-    python: str | None = Field(None, description="Interpreter for the payload, instead of the built environment.")
-    env_vars: dict[str, str | int | float | bool] = Field({}, description="Variables set for the job.")
-    startup_commands: list[str] = Field([], description="Commands run with bash before the step.")
-    nodes: int = Field(1, ge=1, le=1, description="Always 1 here.")
-    gpus_per_node: int | None = Field(None, ge=0, description="GPUs of this machine that the job uses.")
-    nproc_per_node: int | None = Field(None, ge=1, description="Processes that torchrun starts.")
-    nprocs_per_node: int | None = Field(None, ge=1, description="The same, as cloud profiles spell it.")
-    ntasks_per_node: int | None = Field(None, ge=1, description="Not used here; accepted so configs can be shared.")
-    container_image: str | None = Field(None, description="Not used here; accepted so configs can be shared.")
-    mounts: list[str] = Field([], description="Not used here; accepted so configs can be shared.")
-    # what the evaluation configs of the reference keep under run.env for other targets
-    host: str | None = None
-    user: str | None = None
-    account: str | None = None
-    partition: str | None = None
-    remote_job_dir: str | None = None
-    time: str | None = None
+    python: str | None = Field(None, description="Interpreter of the payload, instead of the built environment's.")
+    nodes: Positive | None = Field(None, description="More than 1 is refused when the job is submitted.")
+    gpus_per_node: Count | None = Field(None, description="GPUs of this machine that the job uses.")
+    container_image: str | None = Field(None, description="Not used here: jobs run in the payload's environment.")
+    container: str | None = Field(None, description="Not used here: jobs run in the payload's environment.")
+    mounts: tuple[str | dict[str, Any], ...] = Field((), description="Not used here: jobs see this machine's files.")
+    remote_job_dir: str | None = Field(None, description="Not used here: jobs lie in the project's state.")
 
 
 def make_target(settings: Settings, state: Path) -> LocalTarget:

@@ -34,6 +34,8 @@ def main(cfg):
         state.write_text(str(i + 1))
         payload.progress(i + 1, cfg["n"], loss=1 / (i + 1), lr=0.1)
         time.sleep(cfg["sleep"])
+    while cfg["until"] and not Path(cfg["until"]).exists():
+        time.sleep(0.05)
     if cfg["fail"]:
         raise payload.PayloadError("told", "row 7 is wrong", "Mend row 7.")
     if cfg["crash"] is not None:
@@ -69,6 +71,7 @@ ROWS_YAML = """\
 n: 5
 sleep: 0.0
 output_dir: ./out
+until: null
 fail: false
 crash: null
 garbage: false

@@ -69,7 +69,7 @@ def test_a_unique_folder_name_finds_its_step_and_an_ambiguous_one_names_the_cand
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("step.toml", "[step\n", "not valid TOML.*line 1"),
+        ("step.toml", "[step\n", ":1:6: is not valid TOML"),
         ("step.toml", "[step]\nid = 'other/id'\n", "not the folder's path"),
         ("step.toml", "[step]\nnaem = 'x'\n", "unknown key 'naem'.*Did you mean name"),
         ("step.toml", "[step]\n[[consumes]]\ntype = 'training_json'\n", "unknown artifact type.*training_jsonl"),

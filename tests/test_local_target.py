@@ -139,8 +139,11 @@ def test_arguments_reach_the_job_exactly(target: Target) -> None:
     ("settings", "message"),
     [
         ({"executor": "locale"}, "no target named 'locale'.*Did you mean local"),
-        ({"executor": "local", "gpus_per_nod": 1}, "gpus_per_nod: Extra inputs.*Did you mean gpus_per_node"),
-        ({"executor": "local", "startup_commands": "str"}, "startup_commands: Input should be a valid list"),
+        ({"executor": "local", "gpus_per_nod": 1}, "local has no key .gpus_per_nod.*Did you mean gpus_per_node"),
+        (
+            {"executor": "local", "startup_commands": "str"},
+            "startup_commands = .str.: must be a list of commands",
+        ),
         ({}, "names no executor"),
     ],
 )

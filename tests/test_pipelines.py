@@ -58,7 +58,7 @@ def test_nodes_come_in_the_order_in_which_they_run(project: Path) -> None:
             "nodes: {a: {step: convert/hf_to_megatron, inputs: {checkpoint_hf: b}}, b: {step: peft/automodel}}",
             "Put convert/merge_lora between them",
         ),
-        ("nodes: [", "cannot be read as YAML"),
+        ("nodes: [", r":2:1: is not valid YAML"),
     ],
 )
 def test_a_wrong_pipeline_is_refused_by_file_and_node(project: Path, text: str, message: str) -> None:

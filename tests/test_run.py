@@ -192,14 +192,20 @@ def test_killing_the_command_leaves_the_job_and_the_next_run_adopts_it(
     assert not list((project / ".nemotron/dagster/running").iterdir())
 
 
-def test_two_commands_that_watch_one_job_both_succeed_and_publish_once(project: Path, environ: dict[str, str]) -> None:
-    args = ("demo/rows", "n=25", "sleep=0.2")
+def test_two_commands_that_watch_one_job_both_succeed_and_publish_once(
+    project: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    release = tmp_path / "release"
+    args = ("demo/rows", f"until={release}")
     with start(project, environ, *args) as first:
-        wait_for_rows(project, 2)
+        wait_for_rows(project, 5)
         with start(project, environ, *args) as second:
-            texts = [p.stdout.read() for p in (second, first) if p.stdout]
+            assert second.stdout and first.stdout
+            adopted = any("adopting job" in line for line in iter(second.stdout.readline, ""))
+            release.touch()
+            texts = [second.stdout.read(), first.stdout.read()]
+    assert adopted, texts
     assert (first.returncode, second.returncode) == (0, 0), texts
-    assert "adopting job" in texts[0]
     assert len(published(project)) == 1 and len(list((project / ".nemotron/jobs").iterdir())) == 1
 
 

@@ -27,7 +27,7 @@ LATEST = "latest.json"
 
 def artifact_root(project: Project) -> Path:
     """Where managed artifacts live: ``[artifacts] root`` of env.toml, else the project's state directory."""
-    named = load_environment(project.root).tables.get("artifacts", {}).get("root")
+    named = load_environment(project.root).section("artifacts").get("root")
     return Path(str(named)).expanduser().resolve() if named else project.state / "artifacts"
 
 

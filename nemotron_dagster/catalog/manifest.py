@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from nemotron_dagster.catalog.fields import Table
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
-from nemotron_dagster.errors import ConfigError, did_you_mean
+from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
@@ -16,131 +18,193 @@ _STEP_KEYS = {
 }  # fmt: skip
 _PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
+_RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
+_KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+)*")
+_ID = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+_GROUP = re.compile(r"[A-Za-z0-9_]+")
 
 
 def load_step(directory: Path, root: Path) -> Step:
     """The step in ``directory``, a folder somewhere below the ``steps/`` folder ``root``.
 
     Raises:
-        ConfigError: the manifest or the runspec is not readable, naming the file and the key.
+        ConfigError: the manifest or the runspec is not readable or wrong, naming file, line and key. No other error.
     """
-    file = directory / "step.toml"
-    doc = read_toml(file)
-    _known(file, "top level", doc, _TABLES)
-    step = doc.get("step")
-    if not isinstance(step, dict):
-        raise ConfigError(f"{file}: has no [step] table. Add one with id, name and description.")
-    _known(file, "[step]", step, _STEP_KEYS)
-    path_id = directory.relative_to(root).as_posix()
-    step_id = str(step.get("id", path_id))
+    doc = read_tables(f"{directory}/step.toml")
+    doc.known(_TABLES, "top level")
+    if not isinstance(doc.values.get("step"), dict):
+        raise doc.error(None, "has no [step] table. Add one with id, name and description.")
+    step = doc.table("step")
+    step.known(_STEP_KEYS, "[step]")
+    path_id = str(directory)[len(str(root)) + 1 :]
+    if not path_id.isprintable() and printable(path_id) != path_id:
+        raise doc.error(None, "the folder's path holds characters that cannot be printed. Rename the folder.")
+    if not _ID.fullmatch(path_id):
+        raise doc.error(None, f"{path_id!r} is no step id. Name the folders with letters, digits, _ and - only.")
+    step_id = step.text_of("id", path_id)
     if step_id != path_id:
-        raise ConfigError(f"{file}: id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")
-    payload = step.get("payload", "ready")
+        raise step.error("id", f"id {step_id!r} is not the folder's path. Set id = {path_id!r} or move the folder.")
+    if not _GROUP.fullmatch(step.text_of("category", "x")):  # Dagster's groups have no other characters
+        raise step.wrong("category", "a word of letters, digits and _")
+    payload = step.text_of("payload", "ready")
     if payload not in ("ready", "planned"):
-        raise ConfigError(f"{file}: payload = {payload!r}. Write 'ready' or 'planned'.")
+        raise step.wrong("payload", "'ready' or 'planned'")
     return Step(
         id=step_id,
-        name=str(step.get("name", directory.name.replace("_", " ").title())),
-        category=str(step.get("category", step_id.split("/", maxsplit=1)[0])),
-        description=str(step.get("description", step.get("summary", ""))).strip(),
+        name=step.text_of("name", directory.name.replace("_", " ").title()),
+        category=step.text_of("category", step_id.split("/", maxsplit=1)[0]),
+        description=step.text_of("description", step.text_of("summary")).strip(),
         directory=directory,
-        tags=tuple(step.get("tags", ())),
-        consumes=tuple(_port(file, "consumes", t) for t in doc.get("consumes", ())),
-        produces=tuple(_port(file, "produces", t) for t in doc.get("produces", ())),
-        parameters=tuple(_parameter(file, t) for t in doc.get("parameters", ())),
-        models=tuple(doc.get("models", ())),
-        strategies=tuple(doc.get("strategies", ())),
-        errors=tuple(doc.get("errors", ())),
-        reference=doc.get("reference", {}),
+        tags=step.texts("tags"),
+        consumes=_ports(doc, "consumes"),
+        produces=_ports(doc, "produces"),
+        parameters=tuple(_parameter(t) for t in doc.tables("parameters")),
+        models=tuple(t.values for t in doc.tables("models")),
+        strategies=tuple(t.values for t in doc.tables("strategies")),
+        errors=tuple(t.values for t in doc.tables("errors")),
+        reference=doc.table("reference").values,
         ready=payload == "ready",
-        env=str(step.get("env", "engine")),
-        resumable=bool(step.get("resumable", False)),
-        freeform=tuple(step.get("freeform", ())),
-        runspec=read_runspec(directory / "step.py"),
+        env=step.text_of("env", "engine"),
+        resumable=step.flag("resumable", False),
+        freeform=step.texts("freeform"),
+        runspec=read_runspec(f"{directory}/step.py"),
     )
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """The file's tables.
+def read_tables(file: Path | str) -> Table:
+    """The whole file as a table.
 
     Raises:
-        ConfigError: missing, unreadable or malformed, with the parser's line and column.
+        ConfigError: missing, unreadable or malformed, with line and column.
     """
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{file}: cannot be read ({e.strerror}). Check the path and its permissions.") from e
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{file}: is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from e
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{file}: is not valid TOML: {e}. Mend that line.") from e
+    text = read_text(file, ConfigError, MAX_TOML)
+    return Table(parse_toml(text, file), (), str(file), text)
 
 
-def read_runspec(script: Path) -> Runspec | None:
+def read_runspec(script: Path | str) -> Runspec | None:
     """The ``[tool.runspec]`` of a step.py (PEP 723 block), or None where there is no step.py.
 
     Raises:
-        ConfigError: the block is missing or malformed.
+        ConfigError: the file cannot be read, the block is missing or malformed, or a value has the wrong type.
     """
-    if not script.is_file():
+    if not os.path.lexists(script):
         return None
-    match = _BLOCK.search(script.read_text(encoding="utf-8"))
+    spec = runspec_table(script)
+    spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
+    run, config, resources = spec.table("run"), spec.table("config"), spec.table("resources")
+    run.known({"launch", "cmd", "workdir"}, "[tool.runspec.run]")
+    config.known({"dir", "default", "format"}, "[tool.runspec.config]")
+    resources.known({"nodes", "gpus_per_node"}, "[tool.runspec.resources]")
+    launch = run.text_of("launch", "torchrun")
+    if launch not in ("python", "torchrun", "ray"):
+        raise run.error("launch", f"runspec launch {launch!r} is none of python, torchrun, ray. Use one of them.")
+    return Runspec(
+        name=spec.text_of("name"),
+        image=spec.optional_text("image"),
+        launch=launch,
+        cmd=run.optional_text("cmd"),
+        workdir=run.optional_text("workdir"),
+        config_dir=_config_dir(config, str(script).rpartition("/")[0]),
+        default_config=_default_config(config),
+        nodes=resources.count("nodes", 1, 1),
+        gpus_per_node=resources.count("gpus_per_node", 8, 0),
+    )
+
+
+def runspec_table(script: Path | str) -> Table:
+    """The ``[tool.runspec]`` table of a step.py as it is written.
+
+    Raises:
+        ConfigError: the file cannot be read, or the block is missing or malformed.
+    """
+    source = read_text(script)
+    match = _BLOCK.search(source)
     if not match:
         raise ConfigError(f"{script}: has no `# /// script` block. Add one with a [tool.runspec] table.")
-    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].splitlines())
-    try:
-        spec = tomllib.loads(body).get("tool", {}).get("runspec")
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{script}: its `# /// script` block is not valid TOML: {e}. Mend that line.") from e
-    if not isinstance(spec, dict):
+    body = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in match["body"].split("\n"))
+    first = source.count("\n", 0, match.start("body")) + 1
+    values = parse_toml(body, script, ConfigError, first, "its `# /// script` block is")
+    tool = Table(values, (), str(script), body, first, 2).table("tool")
+    if not isinstance(tool.values.get("runspec"), dict):
         raise ConfigError(f"{script}: its `# /// script` block has no [tool.runspec] table. Add one.")
-    run, config, resources = spec.get("run", {}), spec.get("config", {}), spec.get("resources", {})
-    launch = run.get("launch", "torchrun")
-    if launch not in ("python", "torchrun", "ray"):
-        raise ConfigError(f"{script}: runspec launch {launch!r} is none of python, torchrun, ray. Use one of them.")
-    return Runspec(
-        name=str(spec.get("name", "")),
-        image=spec.get("image"),
-        launch=launch,
-        cmd=run.get("cmd"),
-        workdir=run.get("workdir"),
-        config_dir=(script.parent / config.get("dir", "./config")),
-        default_config=str(config.get("default", "default")),
-        nodes=int(resources.get("nodes", 1)),
-        gpus_per_node=resources.get("gpus_per_node", 8),
-    )
+    return tool.table("runspec")
 
 
-def _known(file: Path, where: str, table: dict[str, Any], known: set[str]) -> None:
-    for key in table:
-        if key not in known:
-            hint = did_you_mean(key, known) or f" Known keys: {', '.join(sorted(known))}."
-            raise ConfigError(f"{file}: unknown key {key!r} in {where}.{hint}")
+def _config_dir(config: Table, directory: str) -> Path:
+    name = config.text_of("dir", "./config")
+    folder = Path(directory, name)
+    if name in ("config", "./config") and not os.path.islink(folder) and os.access(folder, os.R_OK | os.X_OK):
+        return folder  # nearly always, and without resolving two paths
+    try:
+        inside = folder.resolve().is_relative_to(Path(directory).resolve())
+        readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+    except (ValueError, OSError, RuntimeError) as e:  # NUL, too long, a circle of links
+        raise config.wrong("dir", "a folder below the step's own") from e
+    if not inside:
+        raise config.error("dir" if "dir" in config.values else None, f"{name!r} leaves the step's folder. Move it in.")
+    if not readable:
+        raise ConfigError(f"{printable(folder)}: cannot be read (permission denied). Check its permissions.")
+    return folder
 
 
-def _port(file: Path, kind: str, table: dict[str, Any]) -> Port:
-    _known(file, f"[[{kind}]]", table, _PORT_KEYS)
-    if "type" not in table:
-        raise ConfigError(f"{file}: a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
-    return Port(
-        name=str(table.get("name", table["type"])),
-        type=str(table["type"]),
-        required=bool(table.get("required", True)),
-        description=str(table.get("description", "")).strip(),
-        bind=table.get("bind"),
-        source=table.get("from"),
-        path=str(table.get("path", ".")),
-        suffix=str(table.get("suffix", "")),
-    )
+def _default_config(config: Table) -> str:
+    name = config.text_of("default", "default")
+    if not name or "/" in name or printable(name) != name:
+        raise config.wrong("default", "the name of a config, without folder and suffix")
+    return name
 
 
-def _parameter(file: Path, table: dict[str, Any]) -> Parameter:
-    if "name" not in table:
-        raise ConfigError(f"{file}: a [[parameters]] entry has no name. Name the config key that it describes.")
+def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
+    ports: dict[str, Port] = {}
+    for table in doc.tables(kind):
+        table.known(_PORT_KEYS, f"[[{kind}]]")
+        if "type" not in table.values:
+            raise table.error(None, f"a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
+        port_type = table.text_of("type")
+        name = table.text_of("name", port_type)
+        if name in ports:
+            raise table.error(None, f"a second [[{kind}]] entry is named {name!r}. Give it another `name`.")
+        bind = table.optional_text("bind")
+        if bind is not None and not _KEY.fullmatch(bind):
+            raise table.wrong("bind", "a config key like section.key")
+        path = table.text_of("path", ".")
+        if path != "." and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path):
+            raise table.wrong("path", "a path below the output directory")
+        ports[name] = Port(
+            name=name,
+            type=port_type,
+            required=table.flag("required", True),
+            description=table.text_of("description").strip(),
+            bind=bind,
+            source=table.optional_text("from"),
+            path=path,
+            suffix=table.text_of("suffix"),
+        )
+    return tuple(ports.values())
+
+
+def _parameter(table: Table) -> Parameter:
+    table.known({"name", "default", "description", "choices"}, "[[parameters]]")
+    if "name" not in table.values:
+        raise table.error(None, "a [[parameters]] entry has no name. Name the config key that it describes.")
+    choices = table.values.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(c, (str, int, float)) for c in choices):
+        raise table.wrong("choices", "a list of texts or numbers")
+    if not _plain(table.values.get("default")):
+        raise table.wrong("default", "a text, number, true, false, or a list or table of them (quote a date)")
     return Parameter(
-        name=str(table["name"]),
-        default=table.get("default"),
-        description=str(table.get("description", "")).strip(),
-        choices=tuple(table.get("choices", ())),
+        name=table.text_of("name"),
+        default=table.values.get("default"),
+        description=table.text_of("description").strip(),
+        choices=tuple(choices),
     )
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    if isinstance(value, dict):
+        return all(_plain(v) for v in value.values())
+    if isinstance(value, list):
+        return all(_plain(v) for v in value)
+    return value is None or isinstance(value, (str, int, float))

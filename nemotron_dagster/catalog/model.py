@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemotron_dagster.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Port:
@@ -80,10 +82,20 @@ class Step:
 
     @property
     def configs(self) -> tuple[str, ...]:
-        """Names of the configs, the default one first."""
+        """Names of the configs, the default one first.
+
+        Raises:
+            ConfigError: the config folder cannot be read.
+        """
         if self.runspec is None or not self.runspec.config_dir.is_dir():
             return ()
-        names = sorted({p.stem for p in self.runspec.config_dir.iterdir() if p.suffix in (".yaml", ".yml")})
+        try:
+            files = list(self.runspec.config_dir.iterdir())
+        except OSError as e:
+            raise ConfigError(
+                f"{self.runspec.config_dir}: cannot be read ({e.strerror}). Check its permissions."
+            ) from e
+        names = sorted({p.stem for p in files if p.suffix in (".yaml", ".yml")})
         return tuple(sorted(names, key=lambda n: n != self.runspec.default_config))  # type: ignore[union-attr]
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemotron_dagster.catalog.manifest import read_toml
+from nemotron_dagster.catalog.fields import Table
+from nemotron_dagster.catalog.manifest import read_tables
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
 
@@ -39,14 +40,28 @@ class TypeGraph:
 
 
 def load_types(files: list[Path]) -> TypeGraph:
-    """Merge ``types.toml`` files; earlier files win."""
+    """Merge ``types.toml`` files; earlier files win.
+
+    Raises:
+        ConfigError: a file is malformed, a value has the wrong type, or ``is_a`` names no type.
+    """
     parents: dict[str, tuple[str, ...]] = {}
     converters: dict[str, dict[str, str]] = {}
     descriptions: dict[str, str] = {}
+    tables: dict[str, Table] = {}
     for file in files:
-        for name, table in read_toml(file).items():
+        doc = read_tables(file)
+        for name in doc.values:
             if name not in parents:
-                parents[name] = tuple(table.get("is_a", ()))
-                converters[name] = dict(table.get("convert_to", {}))
-                descriptions[name] = str(table.get("description", ""))
+                table = tables[name] = doc.table(name)
+                table.known({"is_a", "convert_to", "description"}, f"[{name}]")
+                parents[name] = table.texts("is_a")
+                to = table.table("convert_to")
+                converters[name] = {wanted: to.text_of(wanted) for wanted in to.values}
+                descriptions[name] = table.text_of("description")
+    for name, table in tables.items():
+        for parent in parents[name]:
+            if parent not in parents:
+                hint = did_you_mean(parent, parents) or " Add a table for it."
+                raise table.error("is_a", f"{name} is_a {parent!r}, which is no type.{hint}")
     return TypeGraph(parents, converters, descriptions)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from nemotron_dagster.catalog import load_catalog
+from nemotron_dagster.cli.completion import complete_pipeline
+from nemotron_dagster.cli.options import HELP
 from nemotron_dagster.errors import UsageError, did_you_mean
 from nemotron_dagster.pipelines import Pipeline, find_pipelines, load_pipeline
 from nemotron_dagster.project import find_project
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 def cli() -> None:
-    """Run the pipelines of a project: the YAML files of its `pipelines/` folder."""
+    """Run the pipelines of a project: the YAML files of its `pipelines/` folder.
+
+    \b
+    nemotron pipelines list
+    nemotron pipelines run teach_a_skill
+    """
 
 
-@cli.command("list")
+@cli.command("list", context_settings=HELP)
 def list_pipelines() -> None:
     """List the project's pipelines and their nodes."""
     for pipeline in _pipelines().values():
@@ -28,11 +34,11 @@ def list_pipelines() -> None:
             click.echo(f"    {node.name}  {node.step.id}{inputs}")
 
 
-@cli.command()
-@click.argument("name")
+@cli.command(context_settings=HELP)
+@click.argument("name", shell_complete=complete_pipeline)
 @click.option("--project", "folder", type=click.Path(path_type=Path), help="The project's folder (default: here).")
 @click.pass_context
-def run(ctx: click.Context, name: str, folder: Path | None) -> None:
+def run(ctx: click.Context, name: str, folder: Path | None) -> int:
     """Materialize all nodes of the pipeline NAME, producers first."""
     from nemotron_dagster.cli.run import materialize_and_tell
 
@@ -42,7 +48,7 @@ def run(ctx: click.Context, name: str, folder: Path | None) -> None:
         known = ", ".join(pipelines) or "none; a project keeps them in pipelines/*.yaml"
         raise UsageError(f"no pipeline {name!r} here.{did_you_mean(name, pipelines)} Known: {known}.")
     nodes = [(n.name, n.key) for n in pipelines[name].nodes.values()]
-    sys.exit(materialize_and_tell(project, nodes, {}, bool((ctx.obj or {}).get("verbose")), name))
+    return materialize_and_tell(project, nodes, {}, bool((ctx.obj or {}).get("verbose")), name)
 
 
 def _pipelines(folder: Path | None = None) -> dict[str, Pipeline]:

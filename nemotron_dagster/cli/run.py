@@ -2,81 +2,134 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, compile_job
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.config.secrets import redact
-from nemotron_dagster.errors import JobFailed, PayloadNotBuilt
+from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
 from nemotron_dagster.project import Project, find_project
 
 
-def compiled(
-    step: Step, config: str | None, profile: str | None, tokens: Sequence[str], allow_unknown: bool
-) -> JobSpec:
+@dataclass(frozen=True)
+class Wanted:
+    """What a command line asks for.
+
+    Attributes:
+        tokens: overrides and arguments of step.py as they were typed; after ``--`` only the latter.
+        profile: run there and wait (-r).
+        batch: submit there and return (-b).
+    """
+
+    step: Step
+    config: str | None = None
+    profile: str | None = None
+    batch: str | None = None
+    tokens: tuple[str, ...] = ()
+    allow_unknown: bool = False
+    force_squash: bool = False
+
+    @property
+    def mode(self) -> str:
+        """How the profile is used: local | run | batch."""
+        return "batch" if self.batch else "run" if self.profile else "local"
+
+    @property
+    def config_named(self) -> str | None:
+        """The config; a file as an absolute path, so that it is found from any directory."""
+        if self.config and ("/" in self.config or self.config.endswith((".yaml", ".yml"))):
+            return os.path.abspath(os.path.expanduser(self.config))
+        return self.config
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        squash = ("run.env.force_squash=true",) if self.force_squash else ()
+        return (*split_tokens(self.tokens).dotlist, *squash)
+
+    @property
+    def passthrough(self) -> tuple[str, ...]:
+        return split_tokens(self.tokens).passthrough
+
+
+def compiled(wanted: Wanted) -> JobSpec:
     """Compile as the asset will, so that a mistake is told before Dagster is even imported."""
-    project = find_project()
-    split = split_tokens(tokens)
-    root = artifact_root(project)
-    upstream = {p.name: latest(root, p.source.split("/")) for p in step.consumes if p.source}
-    return compile_job(
+    project, step = find_project(), wanted.step
+    if wanted.config_named != wanted.config and not Path(str(wanted.config_named)).is_file():
+        compile_job(step, wanted.config)  # raises: it names the file as it was typed
+    spec = compile_job(
         step,
-        config,
-        split.dotlist,
-        profile=profile,
-        mode="run" if profile else "local",
+        wanted.config_named,
+        wanted.overrides,
+        profile=wanted.batch or wanted.profile,
+        mode=wanted.mode,
         environment=load_environment(project.root),
-        passthrough=split.passthrough,
-        offered={name: str(ref.path) for name, ref in upstream.items() if ref is not None},
-        allow_unknown=allow_unknown,
+        passthrough=wanted.passthrough,
+        offered={name: str(ref.path) for name, ref in upstream(project, step).items()},
+        allow_unknown=wanted.allow_unknown,
     )
+    if wanted.force_squash:
+        _knows_squash(project, str(spec.environment.get("executor") or "local"))
+    return spec
 
 
-def dry_run(step: Step, config: str | None, profile: str | None, tokens: Sequence[str], allow_unknown: bool) -> None:
+def upstream(project: Project, step: Step) -> dict[str, ArtifactRef]:
+    """Port name -> the current artifact of its default producer, where there is one."""
+    root = artifact_root(project)
+    found = {p.name: latest(root, p.source.split("/")) for p in step.consumes if p.source}
+    return {name: ref for name, ref in found.items() if ref is not None}
+
+
+def dry_run(wanted: Wanted, as_json: bool) -> None:
     """Print the compiled config; touch nothing."""
     import yaml
 
-    spec = compiled(step, config, profile, tokens, allow_unknown)
+    spec = compiled(wanted)
+    if as_json:
+        click.echo(json.dumps({"run": redact(spec.run), "config": redact(spec.train)}, indent=2, default=str))
+        return
     click.echo("# run")
     click.echo(yaml.safe_dump(redact(spec.run), sort_keys=False, allow_unicode=True))
     click.echo("# config")
     click.echo(yaml.safe_dump(redact(spec.train), sort_keys=False, allow_unicode=True), nl=False)
 
 
-def run_step(
-    step: Step, config: str | None, profile: str | None, tokens: Sequence[str], allow_unknown: bool, verbose: bool
-) -> int:
+def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
     """Materialize one step of the catalog; the exit code."""
+    refuse_planned(wanted.step)
+    compiled(wanted)
+    settings: dict[str, Any] = {
+        "overrides": dict(parse_dotlist(wanted.overrides)),
+        "passthrough": list(wanted.passthrough),
+        "allow_unknown": wanted.allow_unknown,
+    }
+    if wanted.config_named:
+        settings["config" if wanted.config in wanted.step.configs else "config_file"] = wanted.config_named
+    if wanted.profile:
+        settings["profile"] = wanted.profile
+    key = tuple(wanted.step.id.split("/"))
+    return materialize_and_tell(find_project(), [(wanted.step.id, key)], {key: settings}, verbose, as_json=as_json)
+
+
+def refuse_planned(step: Step) -> None:
+    """Raises PayloadNotBuilt: the step's payload is not there yet."""
     if not step.ready:
         raise PayloadNotBuilt(
             f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
             f"`nemotron steps show {step.id}` prints its contract."
         )
-    split = split_tokens(tokens)
-    compiled(step, config, profile, tokens, allow_unknown)
-    named = config is None or config in step.configs
-    settings: dict[str, Any] = {
-        "overrides": dict(parse_dotlist(split.dotlist)),
-        "passthrough": list(split.passthrough),
-        "allow_unknown": allow_unknown,
-    }
-    if named and config:
-        settings["config"] = config
-    elif config:
-        settings["config_file"] = os.path.abspath(os.path.expanduser(config))
-    if profile:
-        settings["profile"] = profile
-    key = tuple(step.id.split("/"))
-    return materialize_and_tell(find_project(), [(step.id, key)], {key: settings}, verbose)
 
 
 def materialize_and_tell(
@@ -85,6 +138,7 @@ def materialize_and_tell(
     settings: Mapping[tuple[str, ...], Mapping[str, Any]],
     verbose: bool,
     pipeline: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Materialize the assets with their progress on the terminal, then say where everything lies; the exit code."""
     from nemotron_dagster.cli.screen import screen
@@ -93,7 +147,7 @@ def materialize_and_tell(
 
     nodes = list(nodes)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with screen(verbose) as shown, live.attached(shown):
+    with screen(verbose, quiet=as_json) as shown, live.attached(shown):
         success = materialize(
             project,
             [key for _, key in nodes],
@@ -101,15 +155,35 @@ def materialize_and_tell(
             {},
             pipeline,
         )
-    for _, error in shown.errors:
+    for _, error in shown.errors[1:]:
         click.echo(f"Error: {error}", err=True)
     if shown.errors:
-        return shown.errors[0][1].exit_code
+        raise shown.errors[0][1]
     if not success:
         raise JobFailed("the run failed outside any step. Run again with `nemotron -v` to see Dagster's log.")
+    if as_json:
+        click.echo(json.dumps([told(project, name, key) for name, key in nodes], indent=2, default=str))
+        return 0
     for name, key in nodes:
         tell(project, name, key)
     return 0
+
+
+def told(project: Project, name: str, key: tuple[str, ...]) -> dict[str, Any]:
+    """What a run made, as data."""
+    from nemotron_dagster.artifacts import describe
+
+    ref = latest(artifact_root(project), key)
+    if ref is None:
+        return {"name": name, "artifact": None}
+    manifest = ref.manifest
+    return {
+        "name": name,
+        "artifact": {"type": ref.type, "uri": ref.uri, "path": str(ref.path), "key": manifest.key},
+        "summary": describe.summary(ref),
+        "pictures": [f"{ref.uri}/{p}" for p in manifest.facts.get("pictures", [])],
+        "job": manifest.job,
+    }
 
 
 def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
@@ -125,3 +199,14 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
     for picture in ref.manifest.facts.get("pictures", []):
         click.echo(f"    picture: {ref.uri}/{picture}")
     sys.stdout.flush()
+
+
+def _knows_squash(project: Project, executor: str) -> None:
+    """Raises UsageError: the target makes no squash files, so --force-squash would be dropped in silence."""
+    from nemotron_dagster.jobs.target import target_files, target_module
+
+    files = target_files(project)
+    able = [name for name in files if "force_squash" in target_module(project, name).Settings.model_fields]
+    if executor in files and executor not in able:
+        only = f"Only {', '.join(able)} does." if able else "No target here does."
+        raise UsageError(f"--force-squash: the target {executor} makes no container squash files. {only} Drop it.")

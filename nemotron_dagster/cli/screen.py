@@ -19,16 +19,19 @@ _EVERY = 10.0  # seconds between progress lines where the output is no terminal
 
 
 @contextmanager
-def screen(verbose: bool) -> Iterator[Screen]:
-    """A screen on the real stdout, while Dagster's own chatter and its capture of this process's output go nowhere."""
+def screen(verbose: bool, quiet: bool = False) -> Iterator[Screen]:
+    """A screen on the real stdout, while Dagster's own chatter and its capture of this process's output go nowhere.
+
+    With ``quiet`` the screen goes there too: whoever asked for JSON gets nothing else.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     real, saved = os.dup(1), (os.dup(1), os.dup(2))
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     if not verbose:
-        os.dup2(quiet, 2)
-    out = os.fdopen(real, "w", encoding="utf-8", errors="replace", buffering=1)
+        os.dup2(nowhere, 2)
+    out = os.fdopen(os.dup(nowhere) if quiet else real, "w", encoding="utf-8", errors="replace", buffering=1)
     shown = Screen(Console(file=out, highlight=False, soft_wrap=True))
     try:
         with shown.progress:
@@ -38,7 +41,7 @@ def screen(verbose: bool) -> Iterator[Screen]:
         sys.stderr.flush()
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
-        for descriptor in (*saved, quiet):
+        for descriptor in (*saved, nowhere, *([real] if quiet else [])):
             os.close(descriptor)
         out.close()
 

@@ -1,113 +1,175 @@
-"""``nemotron steps list | show | run``."""
+"""``nemotron steps list | show | run``; ``new`` and ``check`` in modules of their own."""
 
 from __future__ import annotations
 
-import json
-import sys
+import gc
+import importlib
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from nemotron_dagster.catalog import Catalog, Port, Step, load_catalog
-from nemotron_dagster.errors import UsageError, did_you_mean
+from nemotron_dagster.cli.completion import complete_override, complete_step, of_catalog
+from nemotron_dagster.cli.failures import warn
+from nemotron_dagster.cli.options import HELP, VERBATIM, RunCommand, once, run_options
+from nemotron_dagster.errors import NemotronError, did_you_mean
 from nemotron_dagster.project import find_project
 
-_TITLES = {
-    "byob": "Bring Your Own Benchmark",
-    "convert": "Conversion",
-    "curate": "Data Curation",
-    "data_prep": "Data Preparation",
-    "env": "Environment Profiles",
-    "eval": "Evaluation",
-    "optimize": "Model Optimization",
-    "peft": "Parameter-Efficient Fine-Tuning",
-    "pretrain": "Pretraining",
-    "rl": "Reinforcement Learning",
-    "sft": "Supervised Fine-Tuning",
-    "sdg": "Synthetic Data Generation",
-    "translate": "Translation",
+_categories = of_catalog(lambda c: (s.category for s in c.steps.values()))
+_types = of_catalog(lambda c: c.types.parents)
+_tags = of_catalog(lambda c: (t for s in c.steps.values() for t in s.tags))
+
+
+_LAZY = {
+    "new": ("nemotron_dagster.cli.new_step", "new"),
+    "check": ("nemotron_dagster.cli.check", "check"),
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Imports what stands in ``_LAZY`` when it is used: `steps list` must not pay for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_LAZY]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _LAZY:
+            return super().get_command(ctx, name)
+        module, function = _LAZY[name]
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+
+@click.group(cls=_Group, context_settings=HELP)
 def cli() -> None:
-    """List, show and run steps."""
+    """List, show, run, add and check steps.
+
+    \b
+    nemotron steps list --consumes training_jsonl
+    nemotron steps show sft/automodel
+    nemotron steps run sft/automodel -c tiny
+    """
 
 
-@cli.command("list")
-@click.option("--category", help="Only this category.")
-@click.option("--consumes", help="Only steps that consume this artifact type.")
-@click.option("--produces", help="Only steps that produce this artifact type.")
-@click.option("--tag", help="Only steps with this tag.")
+@cli.command("list", context_settings=HELP)
+@click.option("--category", shell_complete=_categories, help="Only this category.")
+@click.option("--consumes", metavar="TYPE", shell_complete=_types, help="Only steps that consume this artifact type.")
+@click.option("--produces", metavar="TYPE", shell_complete=_types, help="Only steps that produce this artifact type.")
+@click.option("--tag", shell_complete=_tags, help="Only steps with this tag.")
+@click.option("--compatible", is_flag=True, help="Let types match along is_a: what accepts, or can stand for, TYPE.")
 @click.option("--tree", is_flag=True, help="Group by category.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
 def list_steps(
-    category: str | None, consumes: str | None, produces: str | None, tag: str | None, tree: bool, as_json: bool
+    ctx: click.Context,
+    category: str | None,
+    consumes: str | None,
+    produces: str | None,
+    tag: str | None,
+    compatible: bool,
+    tree: bool,
+    as_json: bool,
 ) -> None:
-    """List the steps; filters are AND-ed and match exactly."""
+    """List the steps; filters are AND-ed and match exactly.
+
+    \b
+    nemotron steps list --category rl
+    nemotron steps list --consumes filtered_jsonl --compatible
+    """
+    from nemotron_dagster.cli import render
+
+    if compatible and not (consumes or produces):
+        raise click.UsageError("--compatible widens --consumes or --produces. Give one of them.", ctx)
+    gc.disable()  # nothing made here is garbage before the end
     catalog = _catalog()
-    found = catalog.select(category, consumes, produces, tag)
+    found = catalog.select(category, consumes, produces, tag, compatible)
     _hint(catalog, category=category, consumes=consumes, produces=produces, tag=tag)
     if as_json:
-        click.echo(json.dumps([as_data(s) for s in found], indent=2, ensure_ascii=False))
+        click.echo(render.pretty([as_data(s) for s in found]))
     elif not found:
         click.echo("No steps matched.")
-    elif tree:
-        _print_tree(found)
     else:
-        _print_table(found)
+        click.echo("\n".join((render.tree if tree else render.table)(found, render.width())))
 
 
-@cli.command()
-@click.argument("step_id")
+@cli.command(context_settings=HELP)
+@click.argument("step_id", shell_complete=complete_step)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(step_id: str, as_json: bool) -> None:
-    """Show one step: what it consumes and produces, its parameters, configs, strategies and errors."""
+    """Show a step: its artifacts, parameters, configs and what they need, strategies, errors.
+
+    \b
+    nemotron steps show sft/automodel
+    nemotron steps show dpo --json
+    """
+    from nemotron_dagster.cli import render
+    from nemotron_dagster.cli.configs import config_facts
+
+    project = find_project()
     step = _catalog().find(step_id)
+    facts = config_facts(step, project, _profiles())
     if as_json:
-        click.echo(
-            json.dumps({**as_data(step), "runspec": runspec_data(step), **more_data(step)}, indent=2, default=str)
-        )
-        return
-    from nemotron_dagster.cli.render import print_step
-
-    print_step(step)
+        details = {"config_details": [f.as_dict() for f in facts]}
+        click.echo(render.pretty({**as_data(step), "runspec": runspec_data(step), **more_data(step), **details}))
+    else:
+        click.echo("\n".join(render.page(step, facts, render.width())))
 
 
-@cli.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
-)
-@click.argument("step_id")
-@click.option("-c", "--config", help="A config name of the step, or a path to a YAML file.")
-@click.option("-r", "--run", "profile", help="Run on this profile of env.toml and wait.")
-@click.option("-b", "--batch", help="Not there yet: submit to this profile and return.")
-@click.option("-d", "--dry-run", is_flag=True, help="Print the compiled config and stop.")
+@cli.command(cls=RunCommand, context_settings=HELP)
+@click.argument("step_id", shell_complete=complete_step)
+@run_options
 @click.option("--allow-unknown", is_flag=True, help="Accept override keys that the config does not have.")
-@click.argument("tokens", nargs=-1, type=click.UNPROCESSED)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+@click.argument("tokens", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...", shell_complete=complete_override)
 @click.pass_context
 def run(
     ctx: click.Context,
     step_id: str,
-    config: str | None,
-    profile: str | None,
-    batch: str | None,
+    config: tuple[str, ...],
+    run: tuple[str, ...],
+    batch: tuple[str, ...],
     dry_run: bool,
+    force_squash: bool,
+    stage: bool,
     allow_unknown: bool,
+    as_json: bool,
     tokens: tuple[str, ...],
-) -> None:
-    """Materialize STEP_ID. TOKENS are key=value overrides; other tokens are handed to step.py as they are."""
-    from nemotron_dagster.cli.run import dry_run as print_dry_run
-    from nemotron_dagster.cli.run import run_step
+) -> int:
+    """Run STEP_ID with its config, overridden by KEY=VALUE.
 
-    if batch is not None:  # refused, not handed to the payload as an argument
-        raise UsageError("-b: detached runs are not there yet; nothing was submitted. Use -r to wait for the job.")
-    step = _catalog().find(step_id)
-    arguments = [*tokens, *ctx.args]
-    verbose = bool((ctx.obj or {}).get("verbose"))
-    if dry_run:
-        print_dry_run(step, config, profile, arguments, allow_unknown)
-    else:
-        sys.exit(run_step(step, config, profile, arguments, allow_unknown, verbose))
+    Options may stand anywhere before `--`. All other arguments, and everything after `--`, go to step.py as they are.
+
+    \b
+    nemotron steps run sft/automodel -c tiny step_scheduler.max_steps=10
+    nemotron steps run sft/automodel -c tiny -d
+    nemotron steps run sft/automodel -b my_profile
+    """
+    from nemotron_dagster.cli import run as running
+
+    defaults: dict[str, Any] = (ctx.obj or {}).get("run", {})
+    if stage or defaults.get("stage"):
+        raise click.UsageError("--stage is not built. Nothing was done; drop it.", ctx)
+    wanted = running.Wanted(
+        step=_catalog().find(step_id),
+        config=once("-c", *defaults.get("config", ()), *config),
+        profile=once("-r", *defaults.get("run", ()), *run),
+        batch=once("-b", *defaults.get("batch", ()), *batch),
+        tokens=(*tokens, "--", *ctx.meta[VERBATIM]),
+        allow_unknown=allow_unknown,
+        force_squash=force_squash or bool(defaults.get("force_squash")),
+    )
+    if wanted.profile and wanted.batch:
+        raise click.UsageError("-r runs and waits, -b submits and returns. Give one of them.", ctx)
+    if dry_run or defaults.get("dry_run"):
+        running.dry_run(wanted, as_json)
+        return 0
+    if wanted.batch:
+        from nemotron_dagster.cli.batch import submit_detached
+
+        submit_detached(wanted, as_json)
+        return 0
+    return running.run_step(wanted, bool((ctx.obj or {}).get("verbose")), as_json)
 
 
 def as_data(step: Step) -> dict[str, Any]:
@@ -162,8 +224,24 @@ def more_data(step: Step) -> dict[str, Any]:
 def _catalog() -> Catalog:
     catalog = load_catalog(find_project())
     for name, error in catalog.broken.items():
-        click.echo(f"Warning: step {name} is left out: {error}", err=True)
+        warn(f"Warning: step {name} is left out: {error}")
     return catalog
+
+
+def _profiles() -> dict[str, dict[str, Any]]:
+    """The profiles of the present env.toml as written; what is broken is told, and is no reason not to show a step."""
+    from nemotron_dagster.config.profiles import load_environment
+
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        environment = load_environment(find_project().root)
+    except NemotronError as e:
+        warn(f"Warning: no profiles are shown: {e}")
+        return found
+    for name in environment.profiles:
+        with suppress(NemotronError):  # `nemotron env check` is for those
+            found[name] = environment.written(name)
+    return found
 
 
 def _hint(catalog: Catalog, **filters: str | None) -> None:
@@ -177,31 +255,4 @@ def _hint(catalog: Catalog, **filters: str | None) -> None:
     }
     for name, value in filters.items():
         if value is not None and value not in known[name]:
-            click.echo(f"--{name} {value}: not known.{did_you_mean(value, known[name])}", err=True)
-
-
-def _print_table(steps: list[Step]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Available Steps")
-    table.add_column("ID", no_wrap=True)
-    for name in ("Category", "Consumes", "Produces", "Description"):
-        table.add_column(name)
-    for s in steps:
-        consumed = ", ".join(p.type + ("" if p.required else "?") for p in s.consumes)
-        table.add_row(s.id, s.category, consumed, ", ".join(p.type for p in s.produces), s.summary)
-    Console().print(table)
-
-
-def _print_tree(steps: list[Step]) -> None:
-    from rich.console import Console
-    from rich.tree import Tree
-
-    tree = Tree("Available Steps")
-    branches: dict[str, Tree] = {}
-    for s in steps:
-        if s.category not in branches:
-            branches[s.category] = tree.add(f"{s.category} — {_TITLES.get(s.category, s.category.title())}")
-        branches[s.category].add(f"{s.id}  {s.summary}")
-    Console().print(tree)
+            warn(f"--{name} {value}: not known.{did_you_mean(value, known[name])}")

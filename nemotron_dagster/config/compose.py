@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_dagster.catalog.model import Step
+from nemotron_dagster.config.source import read_yaml, yaml_position
 from nemotron_dagster.errors import ConfigError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,22 +44,23 @@ def load_yaml(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
     Raises:
         ConfigError: unreadable, malformed (with line and column), a missing base or a cycle.
     """
-    import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     path = path.resolve()
     if path in chain:
         raise ConfigError(f"configs include each other in a circle: {' -> '.join(str(p) for p in (*chain, path))}.")
-    try:
-        loaded = OmegaConf.load(path)
-    except OSError as e:
-        by = f" (a base of {chain[-1]})" if chain else ""
-        raise ConfigError(f"{path}{by}: cannot be read ({e.strerror}). Mend `defaults` or the path.") from e
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as e:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(e).split())}. Mend that line.") from e
-    if not isinstance(loaded, DictConfig):
+    if chain and not path.exists():
+        raise ConfigError(f"{path} (a base of {chain[-1]}): there is no such file. Mend `defaults` or the path.")
+    data = read_yaml(path)
+    if not isinstance(data, dict):
         raise ConfigError(f"{path}: is not a mapping. Write `key: value` lines.")
+    try:
+        loaded = OmegaConf.create(data)
+    except OmegaConfBaseException as e:
+        key = str(getattr(e, "full_key", None) or "")
+        where = yaml_position(path, key) or path
+        raise ConfigError(f"{where}: {key}: {str(e).splitlines()[0]}. Mend that value.") from e
     bases = _bases(loaded)
     if bases is None:
         return loaded

@@ -9,6 +9,7 @@ from typing import Any
 
 from nemotron_dagster.catalog.model import Step
 from nemotron_dagster.config.secrets import is_secret
+from nemotron_dagster.config.source import read_value
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
@@ -45,20 +46,12 @@ def parse_dotlist(dotlist: Iterable[str]) -> list[tuple[str, Any]]:
     Raises:
         ConfigError: a key or a value is malformed.
     """
-    import yaml
-    from omegaconf import OmegaConf
-
     pairs: list[tuple[str, Any]] = []
     for token in dotlist:
         key, _, text = token.partition("=")
         if not _KEY.fullmatch(key):
             raise ConfigError(f"override {token!r}: {key!r} is not a key. Write section.key=value.")
-        try:
-            node = OmegaConf.from_dotlist([f"v={text}"])
-        except yaml.YAMLError as e:
-            problem = str(e).replace("\n", " ")
-            raise ConfigError(f"override {token!r}: the value is not valid YAML ({problem}). Quote it.") from e
-        pairs.append((key, OmegaConf.to_container(node)["v"]))  # type: ignore[index,call-overload]
+        pairs.append((key, read_value(text, f"override {key}")))
     return pairs
 
 

@@ -13,6 +13,11 @@ _SECRET = re.compile(
     r"|(?:^|_)(?:api|app|access|account|auth|client|encryption|private|secret|signing)_key$",
     re.IGNORECASE,
 )
+#: Tokens that tell themselves by their form, whatever key they stand under.
+_SHAPE = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|nvapi-[\w-]{16,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{22,}"
+    r"|glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
+)
 HIDDEN = "******"
 
 
@@ -20,6 +25,11 @@ def is_secret(name: str) -> bool:
     """Whether a variable or config key of this name holds a secret (camelCase counts as words)."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").replace(".", "_")
     return bool(_SECRET.search(words)) or (name.isupper() and name.endswith("_KEY"))
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a text holds a token of a well-known form (``hf_...``, ``nvapi-...``)."""
+    return bool(_SHAPE.search(text))
 
 
 def redact(value: Any) -> Any:
@@ -31,4 +41,4 @@ def redact(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [redact(v) for v in value]
-    return value
+    return _SHAPE.sub(HIDDEN, value) if isinstance(value, str) else value

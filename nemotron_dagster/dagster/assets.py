@@ -12,7 +12,7 @@ import dagster as dg
 import pydantic
 
 from nemotron_dagster.artifacts.manifest import ArtifactRef
-from nemotron_dagster.catalog import Step
+from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.config.compile import compile_job
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
@@ -39,6 +39,9 @@ class StepConfig(dg.Config):
 
     config_file: str | None = pydantic.Field(None, description="A config file of your own, instead of a named config.")
     profile: str | None = pydantic.Field(None, description="A profile of env.toml.")
+    mode: Literal["auto", "local", "run", "batch"] = pydantic.Field(
+        "auto", description="How the profile is used: as -r does (run) or as -b does (batch); auto: run, or local."
+    )
     overrides: dict[str, Any] = pydantic.Field({}, description="Config keys (dotted or nested) and their values.")
     passthrough: list[str] = pydantic.Field([], description="Arguments handed to step.py as they are.")
     allow_unknown: bool = pydantic.Field(False, description="Accept override keys that the config does not have.")
@@ -54,6 +57,23 @@ def step_config(configs: tuple[str, ...], default: str) -> type[StepConfig]:
 def pipeline_assets(project: Project, pipeline: Pipeline, root: Path) -> list[dg.AssetsDefinition]:
     """One asset per node; ``root`` is the artifact root."""
     return [_asset(project, pipeline, node, root) for node in pipeline.nodes.values()]
+
+
+def broken_steps(catalog: Catalog) -> list[dg.AssetSpec]:
+    """One asset per step folder that cannot be loaded, with the reason, so that it is seen where it is missed.
+
+    It cannot be materialized, and nothing depends on it.
+    """
+    return [
+        dg.AssetSpec(
+            dg.AssetKey(step_id.split("/")),
+            group_name="broken",
+            kinds={"broken"},
+            description=f"**This step cannot be loaded.**\n\n```\n{error}\n```\n\nMend it and reload the definitions.",
+            metadata={"error": str(error)},
+        )
+        for step_id, error in catalog.broken.items()
+    ]
 
 
 def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.AssetsDefinition:
@@ -128,7 +148,7 @@ def _materialize(
         config.config_file or config.config,
         [*to_dotlist(paths), *to_dotlist(node.overrides), *to_dotlist(config.overrides)],
         profile=name,
-        mode="run" if name else "local",
+        mode=config.mode if config.mode != "auto" else "run" if name else "local",
         environment=environment,
         passthrough=config.passthrough,
         inputs={} if in_catalog else upstream,

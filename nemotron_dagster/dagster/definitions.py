@@ -14,7 +14,7 @@ import dagster as dg
 
 from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
-from nemotron_dagster.dagster.assets import EnvProfile, pipeline_assets
+from nemotron_dagster.dagster.assets import EnvProfile, broken_steps, pipeline_assets
 from nemotron_dagster.dagster.io_managers import ArtifactIOManager
 from nemotron_dagster.errors import ConfigError, PreflightError
 from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, find_pipelines, load_pipeline
@@ -31,6 +31,8 @@ def build_definitions(project: Project) -> dg.Definitions:
     catalog = load_catalog(project)
     root = artifact_root(project)
     pipelines = [catalog_pipeline(catalog), *(load_pipeline(f, catalog) for f in find_pipelines(project))]
+    for name, error in catalog.broken.items():
+        dg.get_dagster_logger("nemotron").warning("step %s is left out: %s", name, error)
     assets = [a for p in pipelines for a in pipeline_assets(project, p, root)]
     jobs = [
         dg.define_asset_job(
@@ -43,7 +45,7 @@ def build_definitions(project: Project) -> dg.Definitions:
     ]
     managers = {t: ArtifactIOManager(t, root) for t in catalog.types.parents}
     return dg.Definitions(
-        assets=assets,
+        assets=[*assets, *broken_steps(catalog)],
         jobs=jobs,
         resources={**managers, "profile": EnvProfile()},
         executor=dg.in_process_executor,

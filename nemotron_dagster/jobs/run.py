@@ -25,7 +25,8 @@ from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read
 from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
-from nemotron_dagster.config.secrets import is_secret
+from nemotron_dagster.config.references import reveal
+from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
 from nemotron_dagster.jobs import payload_env
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, Target
@@ -115,6 +116,7 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     _check_inputs(request)
     place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
     _check_hardware(target, spec)
+    _variables(spec)
     python = _interpreter(project, spec, reporter)
     code = code_digest(step)
     with _claimed(request.artifact_root, place):
@@ -284,6 +286,17 @@ def _interpreter(project: Project, spec: JobSpec, reporter: Reporter) -> str:
     return str(payload_env.build(env, reporter.note))
 
 
+def _variables(spec: JobSpec) -> tuple[dict[str, str], set[str]]:
+    """The job's ``env_vars`` with their secrets revealed, and the names of those that no file may hold.
+
+    Raises:
+        ProfileError: a secret's variable is not set.
+    """
+    written = {str(k): str(v) for k, v in (spec.environment.get("env_vars") or {}).items()}
+    revealed = {k: reveal(v) for k, v in written.items()}
+    return revealed, {k for k, v in revealed.items() if is_secret(k) or looks_secret(v) or "${" in written[k]}
+
+
 def _submission(
     project: Project, spec: JobSpec, key: str, python: str, directory: Path, place: Slot, config: dict[str, Any]
 ) -> Submission:
@@ -301,7 +314,7 @@ def _submission(
     if startup:
         command = ["bash", "-c", " && ".join([*startup, "exec " + shlex.join(command)])]
     roots = [str(p) for p in project.folders("steps")]
-    variables = {str(k): str(v) for k, v in (env.get("env_vars") or {}).items()}
+    variables, hidden = _variables(spec)
     return Submission(
         key=key,
         step=step.id,
@@ -311,9 +324,9 @@ def _submission(
             "PYTHONPATH": os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "NEMOTRON_STEP_DIR": str(step.directory.resolve()),
             "NEMOTRON_MESSAGES": str(place.messages),
-            **{k: v for k, v in variables.items() if not is_secret(k)},
+            **{k: v for k, v in variables.items() if k not in hidden},
         },
-        secrets={k: v for k, v in variables.items() if is_secret(k)},
+        secrets={k: v for k, v in variables.items() if k in hidden},
         cwd=str(directory),
         files={"config.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True)},
     )

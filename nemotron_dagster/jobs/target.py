@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from nemotron_dagster.config.secrets import HIDDEN, is_secret, redact
 from nemotron_dagster.errors import ProfileError, did_you_mean
 from nemotron_dagster.project import Project
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from nemotron_dagster.jobs.settings import CommonSettings
 
 
 class State(StrEnum):
@@ -106,21 +112,72 @@ class Target(Protocol):
 
 
 @cache
-def target_modules(project: Project) -> dict[str, ModuleType]:
-    """The modules of ``resources/`` by name, loaded by path; a project's own replace the bundled ones."""
-    modules: dict[str, ModuleType] = {}
+def target_files(project: Project) -> dict[str, Path]:
+    """The modules of ``resources/`` by executor; a project's own replace the bundled ones. None is loaded."""
+    files: dict[str, Path] = {}
     for folder in project.folders("resources"):
         for file in sorted(folder.glob("[!_]*.py")):
-            if file.stem in modules:
-                continue
-            name = f"nemotron_resources_{file.stem}"
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module  # pydantic and dataclasses look their module up
-            spec.loader.exec_module(module)
-            modules[file.stem] = module
-    return modules
+            files.setdefault(file.stem, file)
+    return files
+
+
+@cache
+def target_module(project: Project, executor: str) -> ModuleType:
+    """The module of one executor, loaded by path; a module that cannot be loaded hinders no other.
+
+    Raises:
+        ProfileError: no such module, or it cannot be loaded: the file, the line and what is wrong there.
+    """
+    files = target_files(project)
+    if executor not in files:
+        raise ProfileError(
+            f"no target named {executor!r} in resources/.{did_you_mean(executor, files)} Available: {', '.join(files)}."
+        )
+    file, name = files[executor], f"nemotron_resources_{executor}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic and dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+        lacking = [n for n in ("Settings", "make_target") if not hasattr(module, n)]
+        if lacking:
+            raise AttributeError(f"it has no {' and no '.join(lacking)}")
+    except (Exception, SystemExit) as e:  # a plugin may raise anything
+        del sys.modules[name]
+        line = getattr(e, "lineno", None) or _line(e, file)
+        raise ProfileError(
+            f"{file}{f':{line}' if line else ''}: the target {executor!r} cannot be loaded: {type(e).__name__}: {e}. "
+            "Mend that module, or remove it to get the bundled one."
+        ) from e
+    return module
+
+
+def bundled_target(executor: str) -> ModuleType:
+    """The bundled module of an executor, for a project's own target to build on.
+
+    Raises:
+        ProfileError: no such module.
+    """
+    return target_module(Project(None, Path()), executor)
+
+
+def settings_of(project: Project, executor: str, values: Mapping[str, Any], where: str) -> CommonSettings:
+    """A profile's values as the settings of its executor; ``where`` names them in messages (``profile 'x'``).
+
+    Raises:
+        ProfileError: an executor, key or value that is not known or not valid, with what is wanted instead.
+    """
+    from pydantic import ValidationError
+
+    try:
+        module = target_module(project, executor)
+    except ProfileError as e:
+        raise ProfileError(f"{where}: {e}") from e
+    try:
+        return module.Settings.model_validate(dict(values))  # type: ignore[no-any-return]
+    except ValidationError as e:
+        raise ProfileError(f"{where}: {_complaint(project, module, executor, values, e)}") from None
 
 
 def make_target(project: Project, profile: str | None, settings: Mapping[str, Any]) -> Target:
@@ -129,25 +186,67 @@ def make_target(project: Project, profile: str | None, settings: Mapping[str, An
     Raises:
         ProfileError: no executor, an unknown one, or settings that its schema refuses.
     """
-    from pydantic import ValidationError
+    executor, parsed = parse_settings(project, profile, settings)
+    return target_module(project, executor).make_target(parsed, project.state)  # type: ignore[no-any-return]
 
-    executor = settings.get("executor") or (None if profile else "local")
+
+def parse_settings(project: Project, profile: str | None, settings: Mapping[str, Any]) -> tuple[str, CommonSettings]:
+    """The executor that a profile or a config's ``run.env`` names, and its settings.
+
+    Raises:
+        ProfileError: as ``settings_of``; also where there is a profile and it names no executor.
+    """
     where = f"profile {profile!r}" if profile else "run.env"
-    modules = target_modules(project)
+    executor = settings.get("executor") or (None if profile else "local")
     if executor is None:
-        raise ProfileError(f"{where}: names no executor. Set executor = one of {', '.join(modules)}.")
-    if executor not in modules:
-        raise ProfileError(
-            f"{where}: no target named {executor!r} in resources/.{did_you_mean(str(executor), modules)} "
-            f"Available: {', '.join(modules)}."
-        )
-    module = modules[executor]
-    try:
-        parsed = module.Settings.model_validate(dict(settings))
-    except ValidationError as e:
-        problem = e.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
+        known = ", ".join(target_files(project))
+        raise ProfileError(f"{where}: names no executor. Set executor = one of {known}.")
+    return str(executor), settings_of(project, str(executor), settings, where)
+
+
+def _complaint(
+    project: Project, module: ModuleType, executor: str, values: Mapping[str, Any], error: ValidationError
+) -> str:
+    """The first problem as ``key = value: what is wanted``; a secret's value is not shown."""
+    from nemotron_dagster.jobs.settings import wrong
+
+    problem: Any = error.errors()[0]
+    path: list[str] = []
+    value: Any = values
+    for part in problem["loc"]:  # what follows a value names pydantic's own branch of a union
+        if not (part in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(part, int)):
+            break
+        value = value[part]
+        path.append(str(part))
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
         known = list(module.Settings.model_fields)
-        hint = did_you_mean(key, known) if problem["type"] == "extra_forbidden" else ""
-        raise ProfileError(f"{where}: {key}: {problem['msg']}.{hint} Keys of {executor}: {', '.join(known)}.") from e
-    return module.make_target(parsed, project.state)  # type: ignore[no-any-return]
+        owners = [n for n in target_files(project) if n != executor and key in _keys(project, n)]
+        if owners:
+            return f"{key} is a key of {' and '.join(owners)}, not of {executor}. Remove it or change executor."
+        hint = did_you_mean(key, known) or f" Known: {', '.join(known)}."
+        return f"{executor} has no key {key!r}.{hint}"
+    text = wrong(problem).rstrip(".")
+    if not path:
+        return f"{text}."
+    shown = HIDDEN if any(is_secret(p) for p in path) else repr(redact(value))
+    if problem["type"] == "string_type" and isinstance(value, bool | int | float):
+        return f'{key} = {shown}: {text}. Put it in quotes: {key} = "{value}".'
+    return f"{key} = {shown}: {text}."
+
+
+def _keys(project: Project, executor: str) -> Sequence[str]:
+    try:
+        return list(target_module(project, executor).Settings.model_fields)
+    except ProfileError:
+        return []
+
+
+def _line(error: BaseException, file: Path) -> int | None:
+    """The last line of ``file`` in the error's traceback."""
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(file):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
