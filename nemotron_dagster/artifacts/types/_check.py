@@ -302,7 +302,7 @@ class _Loose(_Checker):
         from nemotron_dagster.artifacts.types import _fast
 
         super().__init__(tally, rules)
-        self.refused, self.kind = _fast.REFUSED, _fast.loose_kind
+        self.refused, self.kinds = _fast.REFUSED, _fast.loose_kinds
         self.decode = _fast.loose_decoder(rules.translated)
 
     def lines(self, lines: list[bytes], first: int) -> None:
@@ -312,10 +312,10 @@ class _Loose(_Checker):
                 rows.append(decode(line))
             except self.refused:
                 self.slowly(line, first + i, i == self.cut)
-        self.tally.kinds.update(map(self.kind, rows))
-        for row in rows:
-            if row.language is not None or row.lang is not None:
-                self.tally.language(row.lang if row.language is None else row.language)
+        self.tally.kinds.update(self.kinds(rows))
+        named = Counter([row.lang if row.language is None else row.language for row in rows])
+        for language, count in named.items():
+            self.tally.language(language, count)
         self.look(lines)
 
 
