@@ -207,6 +207,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, Raw]).decode
 MISSING = UNSET
 _FIRST_BYTE = itemgetter(0)
 _NBYTES = attrgetter("nbytes")
+_VIEW: Callable[[Any], Any] = memoryview
 _QUOTE = {ord('"')}
 
 
@@ -228,7 +229,7 @@ def loose_kinds(rows: list[Any]) -> dict[str, int]:
         alike.setdefault(tuple(map(type, astuple(row))), []).append(row)
     for shape, some in alike.items():
         has = [n for n, t in zip(some[0].__struct_fields__, shape, strict=True) if t is Raw]
-        if any(len(b"null") in map(_NBYTES, map(memoryview, map(attrgetter(n), some))) for n in has):
+        if any(len(b"null") in map(_NBYTES, map(_VIEW, map(attrgetter(n), some))) for n in has):
             for row in some:
                 found[_rows.kind({n: 1 for n in has if bytes(getattr(row, n)) != b"null"})] += 1
         else:
