@@ -21,6 +21,8 @@ from nemotron_dagster.errors import ArtifactError
 T = TypeVar("T")
 R = TypeVar("R")
 MOST = 8
+#: glibc keeps freed memory for the next block of rows; giving it back each time costs a quarter of the speed.
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_MMAP_THRESHOLD_": str(128 << 20)}
 _START = f"import pickle,sys; sys.path[:]=pickle.load(sys.stdin.buffer); from {__name__} import serve; serve()"
 
 
@@ -54,7 +56,9 @@ def each(function: Callable[[T], R], arguments: Sequence[T], workers: int, apart
 def _feed(function: Callable[[Any], Any], waiting: SimpleQueue[tuple[int, Any]], results: list[Any]) -> None:
     """Hand arguments to one worker process until none is left."""
     argument: Any = None
-    process = subprocess.Popen([sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **_MALLOC}
+    )
     assert process.stdin is not None and process.stdout is not None
     try:
         _send(process.stdin, sys.path)
