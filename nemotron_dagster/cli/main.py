@@ -21,6 +21,7 @@ _GROUPS = {
     "init": ("nemotron_dagster.cli.scaffold", "Make a project of your own."),
     "steps": ("nemotron_dagster.cli.steps", "List, show, run, add and check steps."),
     "pipelines": ("nemotron_dagster.cli.pipelines", "Run the pipelines of a project."),
+    "artifacts": ("nemotron_dagster.cli.artifacts", "List, show, check, compare and remove artifacts."),
     "env": ("nemotron_dagster.cli.env", "Profiles of env.toml, and payload environments."),
     "ui": ("nemotron_dagster.cli.ui", "Open the Dagster UI of this project."),
 }
@@ -126,7 +127,7 @@ def cli(ctx: click.Context, /, **defaults: Any) -> None:
     if given and command != "steps run" and not {"-h", "--help"} & set(rest):
         names = ", ".join(f"--{n.replace('_', '-')}" for n in given)
         raise click.UsageError(f"{names}: only `nemotron steps run` takes that, `nemotron {command}` does not.", ctx)
-    ctx.obj["run"] = given
+    ctx.ensure_object(dict)["run"] = given
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
