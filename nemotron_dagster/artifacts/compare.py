@@ -56,9 +56,8 @@ def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def _inputs(entries: list[dict[str, Any]]) -> dict[str, str]:
     """Port -> what it read: the content decides, so an input that was only published anew is none that differs."""
-    return {
-        str(
-            e.get("port")
-        ): f"{'/'.join(e.get('asset') or []) or e.get('uri')} {str(e.get('content') or '')[:12]}".strip()
-        for e in entries
-    }
+    found = {}
+    for entry in entries:
+        named = "/".join(entry.get("asset") or []) or str(entry.get("uri"))
+        found[str(entry.get("port"))] = f"{named} {str(entry.get('content') or '')[:12]}".strip()
+    return found
