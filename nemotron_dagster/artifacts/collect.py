@@ -213,14 +213,15 @@ class _claimed:
 
 def _size(directory: Path) -> tuple[int, float]:
     """Bytes below a directory, and when anything there was last written."""
-    size, newest = 0, directory.stat().st_mtime
+    size, newest = 0, 0.0
     for folder, _, names in os.walk(directory):
-        for name in names:
+        for path in (folder, *(f"{folder}/{name}" for name in names)):
             try:
-                about = os.lstat(f"{folder}/{name}")
+                about = os.lstat(path)
             except FileNotFoundError:
                 continue
-            size, newest = size + about.st_size, max(newest, about.st_mtime)
+            newest = max(newest, about.st_mtime)
+            size += about.st_size if path != folder else 0
     return size, newest
 
 

@@ -112,7 +112,7 @@ def test_an_artifact_is_found_by_asset_version_or_path(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("data/rw", r"data/rw: no artifact of that name .* Did you mean data/raw\?"),
+        ("data/rw", r"data/rw: no artifact of that name .* Did you mean data/raw"),
         ("data/raw@x", r"data/raw has no version 'x'\. It has r1, r2\."),
         ("data/raw@r", r"data/raw@r: fits 2 versions: r1, r2\. Write more"),
         ("/nowhere", r"/nowhere: no artifact of that name"),
@@ -259,14 +259,14 @@ def test_gc_keeps_the_current_the_newest_and_what_they_were_made_from(run: Run, 
     assert versions(root, "data/raw") == ["r1", "r5", "r6"], "r1 is what the kept data/clean was made from"
     assert done["kept"] == {"current": 3, "among the newest": 1, "in the lineage of a kept one": 1}
     assert run("verify", "--json")["problems"] == []
-    assert not [p for p in root.rglob(".trash-*")]
+    assert not list(root.rglob(".trash-*"))
 
 
 def test_gc_by_age_removes_only_what_is_older(run: Run, root: Path) -> None:
     for i, day in enumerate(("2020-01-01", "2020-01-02", "2999-01-01", "2999-01-02")):
         made(root, f"k{i}", str(i), created=f"{day}T00:00:00+00:00")
     assert [r["label"] for r in run("gc", "--older-than", "30d", "--json")["removed"]] == ["demo/a@k0", "demo/a@k1"]
-    with pytest.raises(NemotronError, match="is no age. Write 90m, 12h, 30d or 2w"):
+    with pytest.raises(NemotronError, match=r"is no age\. Write 90m, 12h, 30d or 2w"):
         run("gc", "--older-than", "soon")
 
 
