@@ -172,12 +172,17 @@ def _inputs_of_live(root: Path) -> Iterator[str]:
 
 
 def _live(staging: Path) -> bool:
-    """Whether a job may still write here: unless it left word of its end, or nothing of it is there, one may."""
+    """Whether a job may still write here: unless it left word of its end, or was removed from its folder, one may.
+
+    A job whose folder this machine does not even have runs elsewhere.
+    """
     owner = _json(staging / "owner.json")
     if not owner.get("directory"):
         return False
     job = Path(str(owner["directory"]))
-    if not job.is_dir() or (job / "exit.json").exists():
+    if not job.is_dir():
+        return not job.parent.is_dir()
+    if (job / "exit.json").exists():
         return False
     return not (job / "pid.json").exists() or not (job / "lock").exists() or _is_locked(job / "lock")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_dagster import artifacts
 from nemotron_dagster.artifacts import delivery, fingerprints
-from nemotron_dagster.artifacts.localize import localized
+from nemotron_dagster.artifacts.localize import local_path, localized
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, tally, write_json
 from nemotron_dagster.artifacts.places import scratch
 from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside, slot
@@ -104,6 +104,8 @@ def run_step(
         raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
     if status.state is not State.SUCCEEDED:
         raise _failure(spec.step, handle, place, status)
+    if not isinstance(place.final, Path):
+        reporter.note(f"publishing to {place.final}")
     with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
         ref = publish_output(request, handle, place)
     if spec.delivery is not None:
@@ -123,6 +125,9 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     if spec.delivery is not None:
         delivery.check(spec.delivery)
     target.check()
+    for port, ref in request.inputs.items():
+        if not local_path(ref).exists():
+            reporter.note(f"input {port}: downloading {ref.manifest.bytes / 1e6:,.1f} MB from {ref.uri}")
     _check_inputs(request)
     place = _slot(request, key)
     check_hardware(target, spec)

@@ -290,11 +290,12 @@ def job(root: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
         staging = slot(root, ASSET, name * 16, "k").staging
         (staging / "output").mkdir(parents=True)
         (staging / "output" / "big").write_bytes(bytes(1000))
-        directory = tmp_path / "jobs" / name
-        directory.mkdir(parents=True)
+        directory = tmp_path / ("elsewhere" if state == "remote" else "jobs") / name
+        if state != "remote":
+            directory.mkdir(parents=True)
         owner = {"target": "", "key": "k", "directory": str(directory), "id": "", "inputs": inputs}
         write_json(staging / "owner.json", owner)
-        if state != "queued":
+        if state not in ("queued", "remote"):
             (directory / "pid.json").write_text("{}")
             lock = open(directory / "lock", "w")  # noqa: SIM115
             if state == "live":
@@ -314,7 +315,7 @@ def job(root: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 def test_gc_removes_what_ended_jobs_left_and_nothing_of_a_live_one(run: Run, root: Path, job, family) -> None:
-    live, queued = job("a", "live", (family["raw1"].uri,)), job("b", "queued")
+    live, queued, remote = job("a", "live", (family["raw1"].uri,)), job("b", "queued"), job("f", "remote")
     ended, lost = job("c", "ended"), job("d", "lost")
     young = job("e", "ended")
     os.utime(young / "output")
@@ -324,7 +325,7 @@ def test_gc_removes_what_ended_jobs_left_and_nothing_of_a_live_one(run: Run, roo
     (root / "sft/model/latest.json").unlink()
     done = run("gc", "--keep", "1", "--json")
     assert {r["uri"] for r in done["removed"]} == {str(ended), str(lost)}
-    assert live.is_dir() and queued.is_dir() and young.is_dir() and not ended.exists()
+    assert live.is_dir() and queued.is_dir() and remote.is_dir() and young.is_dir() and not ended.exists()
     assert done["kept"]["an input of a live job"] == 1 and done["bytes"] >= 2000
     assert {r["uri"] for r in run("gc", "--older-than", "0m", "--json")["removed"]} == {str(young)}
 
