@@ -17,6 +17,7 @@ from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
+from nemotron_dagster.cli.failures import warn
 from nemotron_dagster.config.compile import JobSpec
 from nemotron_dagster.config.compose import config_path
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
@@ -91,6 +92,8 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
     )
     if submitting:
         make_target(project, spec.profile, spec.environment).check()
+    for note in spec.notes:
+        warn(f"Warning: {note}")
     if wanted.force_squash:
         _knows_squash(project, str(spec.environment.get("executor") or "local"))
     return spec
