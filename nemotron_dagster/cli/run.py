@@ -77,14 +77,18 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
     project, step = find_project(), wanted.step
     if wanted.config_named != wanted.config:
         config_path(step, wanted.config)  # raises where there is none: it names the file as it was typed
+    environment, profile = load_environment(project.root), wanted.batch or wanted.profile
+    if wanted.force_squash:
+        settings = environment.profile(profile) if profile else {}
+        _knows_squash(project, str(settings.get("executor") or "local"))
     spec = compile_on(
         project,
         step,
         wanted.config_named,
         wanted.overrides,
-        profile=wanted.batch or wanted.profile,
+        profile=profile,
         mode=wanted.mode,
-        environment=load_environment(project.root),
+        environment=environment,
         passthrough=wanted.passthrough,
         offered={name: str(ref.path) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
@@ -94,8 +98,6 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         make_target(project, spec.profile, spec.environment).check()
     for note in spec.notes:
         warn(f"Warning: {note}")
-    if wanted.force_squash:
-        _knows_squash(project, str(spec.environment.get("executor") or "local"))
     return spec
 
 
