@@ -105,7 +105,7 @@ def check(folder: Path, problems: Problems) -> Adapter | None:
     template = _tokenizer.fingerprint(_tokenizer.read_template(folder, problems))
     if problems.count > before:
         return None
-    mark = tokenizer and tokenizer.fingerprint
+    mark = tokenizer.fingerprint if tokenizer else None
     return Adapter(base, rank, alpha, targets, pairs, header.tensors, header.size, mark, template, config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _of_megatron(path: Path) -> dict[str, Any]:
         "base": made.base or made.pretrained,
         "pretrained": made.pretrained,
         "rank": whole(peft, "dim"),
-        "alpha": alpha if isinstance(alpha, int | float) else None,
+        "alpha": alpha if isinstance(alpha, int | float) and isfinite(alpha) else None,
         "targets": [t[:100] for t in targets if isinstance(t, str)][:_NAMES] if isinstance(targets, list) else [],
         "ranks": made.ranks,
         "bytes": made.bytes,
