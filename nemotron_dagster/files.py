@@ -22,6 +22,7 @@ MAX_TOML = 2**20
 #: OmegaConf and json recurse several frames per level.
 MAX_DEPTH = 60
 MAX_KEY_PARTS = 1000
+MAX_MESSAGE = 3000
 
 _AT = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)")
 _HUGE = re.compile(r"\d[\d_]{4300}")
@@ -41,11 +42,17 @@ class Position:
 
 
 def printable(value: object, limit: int = 4096) -> str:
-    """``value`` as text for a message: control and direction characters escaped, cut off where it is very long."""
+    """``value`` as text for a message: control and direction characters escaped, a very long one without its middle."""
     text = str(value)
     if len(text) > limit:
-        text = f"{text[:limit]}… ({len(text):,} characters)"
+        tail = limit // 4  # the fix stands last
+        text = f"{text[: limit - tail]}… ({len(text):,} characters) …{text[-tail:]}"
     return _CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
+def told(message: object) -> str:
+    """A message as it may reach a terminal: no control or direction character but line breaks, and no whole novel."""
+    return "\n".join(printable(line, MAX_MESSAGE) for line in str(message).split("\n"))
 
 
 def read_text(path: Path | str, error: type[NemotronError] = ConfigError, limit: int = MAX_TEXT) -> str:

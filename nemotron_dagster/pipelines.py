@@ -14,18 +14,22 @@ nodes:
 from __future__ import annotations
 
 import graphlib
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog import Catalog, Port, Step
-from nemotron_dagster.config.source import read_yaml
+from nemotron_dagster.config.source import read_yaml, yaml_position
 from nemotron_dagster.errors import ConfigError, NemotronError, did_you_mean
+from nemotron_dagster.files import printable
 from nemotron_dagster.project import Project
 
 CATALOG = "catalog"
 _PIPELINE_KEYS = {"name", "description", "nodes"}
+_PIPELINE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NODE_KEYS = {"step", "config", "overrides", "profile", "inputs", "description"}
 
 
@@ -73,6 +77,23 @@ def find_pipelines(project: Project) -> list[Path]:
     return sorted(p for p in (project.root / "pipelines").glob("*.y*ml") if p.suffix in (".yaml", ".yml"))
 
 
+def load_pipelines(project: Project, catalog: Catalog) -> dict[str, Pipeline]:
+    """All pipelines of the project by name.
+
+    Raises:
+        ConfigError: as ``load_pipeline``, or two files have one name.
+    """
+    found: dict[str, Pipeline] = {}
+    for file in find_pipelines(project):
+        pipeline = load_pipeline(file, catalog)
+        if pipeline.name in found:
+            where = yaml_position(file, "name") or file
+            other = found[pipeline.name].file
+            raise ConfigError(f"{where}: {other} has the name {pipeline.name!r} too. Give one of them another `name`.")
+        found[pipeline.name] = pipeline
+    return found
+
+
 def load_pipeline(file: Path, catalog: Catalog) -> Pipeline:
     """Read and type-check one pipeline.
 
@@ -82,52 +103,96 @@ def load_pipeline(file: Path, catalog: Catalog) -> Pipeline:
     doc = read_yaml(file)
     if not isinstance(doc, dict) or not isinstance(doc.get("nodes"), dict) or not doc["nodes"]:
         raise ConfigError(f"{file}: has no `nodes:` mapping. Name at least one node with its step.")
-    _known(file, "the pipeline", doc, _PIPELINE_KEYS)
-    name = str(doc.get("name", file.stem))
+    read = _Reader(file, "the pipeline", (), doc)
+    read.known(_PIPELINE_KEYS)
+    name = read.text("name") or file.stem
+    if not _PIPELINE_NAME.fullmatch(name):
+        raise read.wrong("name", f"pipeline name {name!r} is not letters, digits, _, - and . alone. Rename it.")
+    if name == CATALOG:
+        raise read.wrong("name", f"the name {CATALOG!r} is the built-in pipeline's. Choose another.")
     nodes = {}
     for node_name, table in doc["nodes"].items():
-        if not str(node_name).isidentifier():
-            raise ConfigError(f"{file}: node name {node_name!r} is not letters, digits and _. Rename it.")
+        if not str(node_name).isidentifier() or not str(node_name).isascii():
+            shown = printable(node_name, 80)
+            problem = f"node name {shown!r} is not letters, digits and _, a letter first. Rename it."
+            raise _Reader(file, "", ("nodes",), doc["nodes"]).wrong(str(node_name), problem)
         nodes[node_name] = _node(file, name, node_name, table, catalog, doc["nodes"])
-    return _checked(Pipeline(name, nodes, str(doc.get("description", "")), file), catalog, file)
+    return _checked(Pipeline(name, nodes, read.text("description") or "", file), catalog, file)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed access to one mapping of a pipeline file."""
+
+    file: Path
+    where: str
+    path: tuple[str, ...]
+    table: Mapping[Any, Any]
+
+    def wrong(self, key: str, problem: str) -> ConfigError:
+        at = yaml_position(self.file, ".".join((*self.path, key))) or self.file
+        return ConfigError(f"{at}: {problem}")
+
+    def known(self, known: set[str]) -> None:
+        for key in self.table:
+            if key not in known:
+                hint = did_you_mean(str(key), known)
+                problem = f"unknown key {key!r} in {self.where}.{hint} Keys: {', '.join(sorted(known))}."
+                raise self.wrong(str(key), problem)
+
+    def text(self, key: str) -> str | None:
+        value = self.table.get(key)
+        if value is not None and not isinstance(value, str):
+            shown = printable(repr(value), 80)
+            raise self.wrong(key, f"`{key}` of {self.where} is {shown}, not text. Write text, in quotes if need be.")
+        return value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.table.get(key)
+        if value is not None and not isinstance(value, dict):
+            shown = printable(repr(value), 80)
+            raise self.wrong(key, f"`{key}` of {self.where} is {shown}, not a mapping. Write `{key}: {{name: value}}`.")
+        return {str(k): v for k, v in (value or {}).items()}
 
 
 def _node(file: Path, pipeline: str, name: str, table: Any, catalog: Catalog, siblings: Mapping[str, Any]) -> Node:
     where = f"{file}: node {name!r}"
-    if not isinstance(table, dict) or "step" not in table:
+    if not isinstance(table, dict) or table.get("step") is None:
         raise ConfigError(f"{where}: names no step. Write `step: <id>`; `nemotron steps list` prints the ids.")
-    _known(file, f"node {name!r}", table, _NODE_KEYS)
+    read = _Reader(file, f"node {name!r}", ("nodes", name), table)
+    read.known(_NODE_KEYS)
     try:
-        step = catalog.find(str(table["step"]))
+        step = catalog.find(read.text("step") or "")
     except NemotronError as e:
-        raise ConfigError(f"{where}: {e}") from e
+        raise read.wrong("step", f"node {name!r}: {' '.join(str(e).split())}") from e
     ports = {p.name: p for p in step.consumes}
     inputs: dict[str, str] = {}
     paths: dict[str, str] = {}
-    for port, source in (table.get("inputs") or {}).items():
+    for port, source in read.mapping("inputs").items():
+        below = replace(read, path=(*read.path, "inputs"))
         if port not in ports:
-            raise ConfigError(
-                f"{where}: {step.id} has no input {port!r}.{did_you_mean(port, ports)} "
-                f"Inputs: {', '.join(ports) or 'none'}."
-            )
+            hint = f"{did_you_mean(port, ports)} Inputs: {', '.join(ports) or 'none'}."
+            raise below.wrong(port, f"node {name!r}: {step.id} has no input {port!r}.{hint}")
+        if not isinstance(source, str):
+            shown = printable(repr(source), 80)
+            raise below.wrong(port, f"node {name!r}: input {port} is {shown}. Name a node, or a path with a /.")
         if source in siblings:
             inputs[port] = source
-        elif "/" in str(source) or "." in str(source):
-            paths[port] = str(source) if "://" in str(source) else str((file.parent / str(source)).resolve())
+        elif "/" in source or "." in source:
+            paths[port] = source if "://" in source else os.path.normpath(file.parent.absolute() / source)
         else:
-            raise ConfigError(
-                f"{where}: input {port}: no node {source!r}.{did_you_mean(str(source), siblings)} A path has a /."
-            )
+            hint = did_you_mean(source, map(str, siblings))
+            raise below.wrong(port, f"node {name!r}: input {port}: no node {source!r}.{hint} A path has a /.")
     return Node(
         name=name,
         step=step,
         key=(pipeline, name),
-        config=table.get("config"),
-        overrides=table.get("overrides") or {},
-        profile=table.get("profile"),
+        config=read.text("config"),
+        overrides=read.mapping("overrides"),
+        profile=read.text("profile"),
         inputs=inputs,
         paths=paths,
-        description=str(table.get("description", "")),
+        description=read.text("description") or "",
     )
 
 
@@ -164,12 +229,3 @@ def _mismatch(catalog: Catalog, node: Node, port: Port, producer: Node) -> str |
     bridge = catalog.types.converter(port.type, offered)
     fix = f"Put {bridge} between them." if bridge else "Choose a producer of that type."
     return f"node {node.name!r}: input {port.name} accepts {port.type}, but {producer.name!r} makes {offered}. {fix}"
-
-
-def _known(file: Path, where: str, table: Mapping[str, Any], known: set[str]) -> None:
-    for key in table:
-        if key not in known:
-            raise ConfigError(
-                f"{file}: unknown key {key!r} in {where}.{did_you_mean(str(key), known)} "
-                f"Keys: {', '.join(sorted(known))}."
-            )

@@ -33,6 +33,7 @@ _LINE = re.compile(
     re.VERBOSE,
 )
 _DEEPEST = 8  # parts of a table's name
+_TEXTS = ("text", "lines")
 _ITEM = re.compile(r'"([^"]*+)"')
 
 
@@ -53,7 +54,8 @@ def plain(text: str) -> dict[str, Any] | None:
         if key is not None:
             if key in table:
                 return None
-            table[key] = _value(kind, line[kind])
+            value = line[kind]
+            table[key] = value if kind in _TEXTS else _value(kind, value)
         elif kind == "array":
             name = line[kind]
             if name in root and name not in arrays:
@@ -70,8 +72,6 @@ def plain(text: str) -> dict[str, Any] | None:
 
 
 def _value(kind: str, text: str) -> Any:
-    if kind in ("text", "lines"):
-        return text
     if kind == "list":
         return _ITEM.findall(text)
     if kind == "bool":

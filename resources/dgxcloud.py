@@ -7,8 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from nemotron_dagster.config.compile import Relocation
+from nemotron_dagster.config.secrets import HIDDEN
+from nemotron_dagster.jobs import cloud, launch
 from nemotron_dagster.jobs.preview_only import PreviewOnly
 from nemotron_dagster.jobs.settings import CommonSettings, Positive, is_auto_mount
+from nemotron_dagster.jobs.target import Preview, Submission
 
 _PVC_KEYS = {"name", "path", "existingPvc", "claimName", "readOnly", "claimInfo", "ephemeral"}
 
@@ -57,14 +61,57 @@ class Settings(CommonSettings):
         return pvcs
 
 
+def relocation(settings: Settings) -> Relocation:
+    return cloud.NEMO_RUN
+
+
 def make_target(settings: Settings, state: Path) -> DGXCloudTarget:
     return DGXCloudTarget(settings)
 
 
 class DGXCloudTarget(PreviewOnly):
-    """Shows what would be submitted."""
+    """Workloads whose files lie in ``pvc_nemo_run_dir`` on the volume."""
 
     executor = "dgxcloud"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+
+    def preview(self, job: Submission) -> Preview:
+        s = self.settings
+        client, secret = s.client_id or s.app_id, s.client_secret or s.app_secret
+        needed = {
+            "container_image": job.image,
+            "base_url": s.base_url,
+            "kube_apiserver_url": s.kube_apiserver_url,
+            "client_id (or app_id)": client,
+            "client_secret (or app_secret)": secret,
+            "project_name": s.project_name,
+            "pvc_nemo_run_dir": s.pvc_nemo_run_dir,
+        }
+        cloud.require("dgxcloud", needed)
+        executor = {
+            "base_url": s.base_url,
+            "kube_apiserver_url": s.kube_apiserver_url,
+            "client_id": client,
+            "client_secret": HIDDEN,
+            "project_name": s.project_name,
+            "container_image": job.image,
+            "pvc_nemo_run_dir": s.pvc_nemo_run_dir,
+            "nodes": job.nodes,
+            "gpus_per_node": job.gpus_per_node,
+            "nprocs_per_node": job.processes_per_node,
+            "pvcs": list(s.pvcs),
+            "distributed_framework": s.distributed_framework,
+            "custom_spec": s.custom_spec,
+            "MAX_ARGS_CHARS": s.dgxcloud_max_args_chars,
+            "env_vars": cloud.variables(job),
+        }
+        request: dict[str, Any] = {"name": cloud.job_name(job)}
+        if job.launch == "ray":
+            request["ray_cluster"] = cloud.job_name(job)
+        request["DGXCloudExecutor"] = {k: v for k, v in executor.items() if v not in (None, "", [], {})}
+        rank = '"${NODE_RANK:-${PET_NODE_RANK:-${RANK:-0}}}"'
+        script = launch.job_script(job, rank, cloud.before(job, s.pip_extras))
+        target = f"dgxcloud at {s.base_url}"
+        return cloud.preview(job, target, f"{s.pvc_nemo_run_dir}/{job.key}", request, script, s.pvcs)

@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from nemotron_dagster.config.compile import Relocation
+from nemotron_dagster.jobs import cloud, launch
 from nemotron_dagster.jobs.preview_only import PreviewOnly
 from nemotron_dagster.jobs.settings import Commands, CommonSettings, Count, Positive, is_auto_mount
+from nemotron_dagster.jobs.target import Preview, Submission
 
 
 class Settings(CommonSettings):
@@ -51,14 +54,53 @@ class Settings(CommonSettings):
         return mounts
 
 
+def relocation(settings: Settings) -> Relocation:
+    return cloud.NEMO_RUN
+
+
 def make_target(settings: Settings, state: Path) -> LeptonTarget:
     return LeptonTarget(settings)
 
 
 class LeptonTarget(PreviewOnly):
-    """Shows what would be submitted."""
+    """Jobs whose files lie in ``nemo_run_dir`` on the mounted storage."""
 
     executor = "lepton"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+
+    def preview(self, job: Submission) -> Preview:
+        s = self.settings
+        cloud.require("lepton", {"container_image": job.image, "nemo_run_dir": s.nemo_run_dir})
+        if (s.can_be_preempted or s.can_preempt) and not s.queue_priority:
+            cloud.require("lepton", {"queue_priority": None})
+        mounts = [m for m in s.mounts if isinstance(m, dict)]
+        executor = {
+            "container_image": job.image,
+            "nemo_run_dir": s.nemo_run_dir,
+            "nodes": job.nodes,
+            "gpus_per_node": job.gpus_per_node,
+            "nprocs_per_node": job.processes_per_node,
+            "shared_memory_size": s.shared_memory_size,
+            "resource_shape": s.resource_shape,
+            "node_group": s.node_group,
+            "node_reservation": s.node_reservation,
+            "mounts": mounts,
+            "secret_vars": s.secret_vars,
+            "image_pull_secrets": list(s.image_pull_secrets),
+            "custom_spec": s.custom_spec,
+            "can_be_preempted": s.can_be_preempted,
+            "can_preempt": s.can_preempt,
+            "queue_priority": s.queue_priority,
+            "env_vars": cloud.variables(job),
+        }
+        request: dict[str, Any] = {"name": cloud.job_name(job)}
+        if job.launch == "ray":
+            executor |= {"ray_version": s.ray_version, "head_resource_shape": s.head_resource_shape}
+            request["ray_cluster"] = s.existing_ray_cluster or cloud.job_name(job)
+        request["LeptonExecutor"] = {k: v for k, v in executor.items() if v not in (None, "", [], {}, False)}
+        script = launch.job_script(
+            job, '"${NODE_RANK:-0}"', cloud.before(job, s.pip_extras, first=s.pre_launch_commands)
+        )
+        return cloud.preview(job, "lepton", f"{s.nemo_run_dir}/{job.key}", request, script, mounts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,9 +23,9 @@ from pydantic import Field
 
 from nemotron_dagster.artifacts.manifest import write_json
 from nemotron_dagster.errors import PreflightError, TargetError
-from nemotron_dagster.jobs import supervisor
+from nemotron_dagster.jobs import launch, supervisor
 from nemotron_dagster.jobs.settings import CommonSettings, Count, Positive
-from nemotron_dagster.jobs.target import Hardware, JobHandle, State, Status, Submission
+from nemotron_dagster.jobs.target import Hardware, JobHandle, Preview, State, Status, Submission
 
 _START_LIMIT = 15.0  # seconds in which a submitted job must have started
 
@@ -60,11 +61,36 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
+def command(job: Submission) -> tuple[str, ...]:
+    """The argv of the job: torchrun for several processes, and a shell in front where there are startup commands."""
+    argv = launch.torchrun(job)
+    if not job.startup:
+        return argv
+    return ("bash", "-c", launch.startup(job.startup) + "exec " + shlex.join(argv))
+
+
 class LocalTarget:
     """Jobs in ``<state>/jobs/<key>/``: job.json, config.yaml, log, pid.json, exit.json."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def check(self) -> None:
+        return
+
+    def preview(self, job: Submission) -> Preview:
+        return Preview(
+            target="local",
+            command=command(job),
+            directory=job.cwd,
+            workdir=job.workdir or job.cwd,
+            nodes=job.nodes,
+            gpus_per_node=job.gpus_per_node,
+            processes_per_node=job.processes_per_node,
+            env=tuple(job.env),
+            secrets=tuple(job.secrets),
+            files=job.files,
+        )
 
     def job_directory(self, key: str) -> Path:
         return self.root / key
@@ -81,7 +107,13 @@ class LocalTarget:
                     (directory / name).write_text(text, encoding="utf-8")
                 write_json(
                     directory / "job.json",
-                    {"step": job.step, "argv": job.argv, "env": dict(job.env), "cwd": job.cwd, "time": time.time()},
+                    {
+                        "step": job.step,
+                        "argv": command(job),
+                        "env": dict(job.env),
+                        "cwd": job.workdir or job.cwd,
+                        "time": time.time(),
+                    },
                 )
             except OSError as e:
                 raise PreflightError(

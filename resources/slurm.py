@@ -6,14 +6,21 @@ NeMo-Run renders the batch script; see nemotron_dagster/jobs/slurm_script.py.
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from nemotron_dagster.config.compile import Relocation
+from nemotron_dagster.jobs import slurm_script
 from nemotron_dagster.jobs.preview_only import PreviewOnly
 from nemotron_dagster.jobs.settings import CommonSettings, Count, Positive, Scalar, is_auto_mount
+from nemotron_dagster.jobs.target import ANY_KEY, Preview, Submission
 
+_WORD = re.compile(r"[\w@%+=./-]+")
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_SHELL = {"setup_lines", "startup_commands", "run_command", "env_vars"}  # these are shell, or quoted for it
 #: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|(?i:unlimited|infinite)")
 
@@ -85,6 +92,7 @@ class Settings(CommonSettings):
     build_time: str | None = Field(None, description="Time limit of the import; default: time.")
     build_include_gpus: bool = Field(False, description="Ask for GPUs for the import, where the partition wants that.")
     build_gpus_per_node: Count | None = Field(None, description="How many; default: gpus_per_node.")
+    force_squash: bool = Field(False, description="Import the image again, even where its file is there.")
     build_image: str | None = Field(None, description="Accepted; read by image builds, which steps do not do.")
     build_cache_dir: str | None = Field(None, description="Accepted; read by image builds, which steps do not do.")
     build_registry: str | None = Field(None, description="Accepted; read by image builds, which steps do not do.")
@@ -132,15 +140,88 @@ class Settings(CommonSettings):
             raise ValueError('tunnel = "ssh" needs host. Name the login node, or use tunnel = "local" on it')
         return self
 
+    @field_validator("remote_job_dir", "account", "partition", "run_partition", "batch_partition", "build_partition")
+    @classmethod
+    def _words(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not _WORD.fullmatch(value):
+            raise ValueError("must not contain spaces, quotes, colons, commas or other special characters")
+        if value is not None and info.field_name == "remote_job_dir" and not value.startswith("/"):
+            raise ValueError("must be an absolute path on the cluster")
+        return value.rstrip("/") if value and info.field_name == "remote_job_dir" else value
+
+    @field_validator("job_name")
+    @classmethod
+    def _job_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.:@+-]+", value):
+            raise ValueError("must be letters, digits and .:@+-_ only: it is part of file names")
+        return value
+
+    @field_validator("additional_parameters")
+    @classmethod
+    def _options(cls, options: dict[str, Scalar]) -> dict[str, Scalar]:
+        for option in options:
+            if not re.fullmatch(r"[a-z][a-z0-9_-]*", option):
+                raise ValueError(f"{option!r} is no option of sbatch. Write it without dashes in front")
+        return options
+
+    @model_validator(mode="after")
+    def _one_line(self) -> Settings:
+        for field, value in self:
+            texts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+            if field not in _SHELL and any(isinstance(t, str) and _CONTROL.search(t) for t in texts):
+                raise ValueError(f"{field} must be one line: it becomes a line of the batch script")
+        return self
+
+
+def relocation(settings: Settings) -> Relocation:
+    """Containers see the job's directory as /nemo_run; without one it is where it lies."""
+    run = "/nemo_run" if settings.job_image else slurm_script.job_directory(settings, ANY_KEY)
+    return Relocation(code=f"{run}/code", run=run)
+
 
 def make_target(settings: Settings, state: Path) -> SlurmTarget:
     return SlurmTarget(settings)
 
 
 class SlurmTarget(PreviewOnly):
-    """Shows what would be submitted."""
+    """Batch jobs below ``remote_job_dir``."""
 
     executor = "slurm"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+
+    def preview(self, job: Submission) -> Preview:
+        settings = self.settings
+        directory = slurm_script.job_directory(settings, job.key)
+        return Preview(
+            target=f"slurm {_place(settings)}",
+            command=slurm_script.submit_command(settings, job.key),
+            directory=directory,
+            workdir=job.workdir or f"{job.cwd}/code",
+            nodes=job.nodes,
+            gpus_per_node=job.gpus_per_node,
+            processes_per_node=job.processes_per_node,
+            image=slurm_script.image_file(settings, job.image),
+            mounts=(*slurm_script.mounts(settings, job), *([f"{directory}:/nemo_run"] if job.image else [])),
+            env=tuple(job.env),
+            secrets=tuple(job.secrets),
+            script=slurm_script.batch_script(settings, job),
+            before=slurm_script.preparation(settings, job),
+            files={f"scripts/{slurm_script.TASK}.sh": slurm_script.job_script(job), **job.files},
+        )
+
+
+def tunnel(settings: Settings) -> Literal["ssh", "local"]:
+    """How the cluster is reached."""
+    if settings.tunnel:
+        return settings.tunnel
+    own = {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
+    return "ssh" if settings.host and settings.host not in own else "local"
+
+
+def _place(settings: Settings) -> str:
+    if tunnel(settings) == "local":
+        return "on this machine"
+    user = f"{settings.user}@" if settings.user else ""
+    return f"through ssh to {user}{settings.host}" + (f":{settings.port}" if settings.port else "")

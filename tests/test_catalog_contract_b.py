@@ -148,7 +148,9 @@ def test_manifest(step_id: str) -> None:
 @each_step
 def test_every_port_names_its_config_key(step_id: str) -> None:
     found = manifest(step_id)
-    keys = [port["bind"] for port in found["consumes"] + found["produces"]]
+    binds = [port["bind"] for port in found["consumes"] + found["produces"]]
+    entries = [e for bind in binds for e in (bind if isinstance(bind, list) else [bind])]
+    keys = [e["key"] if isinstance(e, dict) else e for e in entries]
     assert all(re.fullmatch(r"\w+(\.\w+)*", key) for key in keys)
     assert len(set(keys)) == len(keys), "two ports would fill one key"
 

@@ -129,7 +129,7 @@ def test_show_says_what_each_config_needs_and_which_profiles_fit(nemotron: Run, 
     assert (
         "local" not in big["executors"] and big["local"] == "no: needs 2 nodes" and big["profiles"] == ["base", "big"]
     )
-    assert facts["one"]["local"] == "with 1 GPU" and facts["default"]["profiles"] == ["lap", "base", "big"]
+    assert facts["one"]["local"] == "with 1 GPU" and facts["default"]["profiles"] == ["lap", "base", "big", "local"]
     assert "broken.yaml" in facts["broken"]["problem"]
     text = nemotron("steps", "show", "rows", cwd=project).stdout
     assert "For a cluster, over night. Needs 2 x 8 GPUs." in " ".join(text.split())
@@ -166,10 +166,10 @@ def test_a_broken_step_is_an_asset_with_its_error_and_the_definitions_load(proje
 
     from nemotron_dagster.dagster.definitions import build_definitions
 
-    folder = add_step(project, "demo/bad one", ROWS_TOML, ROWS, default="n: 1\n")
+    folder = add_step(project, "demo/bad_one", ROWS_TOML, ROWS, default="n: 1\n")
     (folder / "step.toml").write_text("[step\n")
     graph = build_definitions(Project(project, project / ".nemotron")).resolve_asset_graph()
-    node = graph.get(dg.AssetKey(["demo", "bad one"]))
+    node = graph.get(dg.AssetKey(["demo", "bad_one"]))
     assert not node.is_materializable and node.group_name == "broken"
     assert "step.toml:1:" in (node.description or "")
     assert graph.get(dg.AssetKey(["demo", "rows"])).is_materializable
@@ -300,8 +300,9 @@ def test_our_json_is_the_standard_librarys(value: object) -> None:
 
 
 TOML_PIECES = st.sampled_from(
-    ["[a]", "[a.b]", "[[c]]", "[a.b.c]", "[c]", 'k = "v"', "k = 1", "j = 0.5", "k = true", 'l = ["a", "b",]', "n = [1, 2]",
-     'm = """\nx\ny"""', 'e = "\\n"', "d = 2020-01-01", "i = {a = 1}", 'q = ""', "", "# c", "a.b = 1", "z = 01", "x = 1_0",
+    ["[a]", "[a.b]", "[[c]]", "[a.b.c]", "[c]", 'k = "v"', "k = 1", "j = 0.5", "k = true", 'l = ["a", "b",]',
+     "n = [1, 2]", "x = 1_0",
+     'm = """\nx\ny"""', 'e = "\\n"', "d = 2020-01-01", "i = {a = 1}", 'q = ""', "", "# c", "a.b = 1", "z = 01",
      'l2 = [\n "a"\n]', "f = 6e9", "g = -1", 't = "é"', "b = [ ]", 'u = """"""', 'v = """a"b"""', "w = 1.", "y = 'lit'",
      "k", "= 1", 'p = "a" # tail', "[ a ]", "[c.d]", "s = 0.5.1", "bom\ufeff = 1", "r = tru"]
 )  # fmt: skip

@@ -172,3 +172,12 @@ def test_v_after_the_command_is_the_payloads(nemotron: Run, project: Path) -> No
     assert done.returncode == 1 and "Traceback" not in done.stderr
     shown = nemotron("-v", "steps", "run", "rows", "fail=true", cwd=project)
     assert shown.returncode == 1 and "Traceback" in shown.stderr and "Error: demo/rows: row 7" in shown.stderr
+
+
+def test_explain_prints_the_layers_of_each_key_and_runs_nothing(nemotron: Run, project: Path) -> None:
+    args = ("steps", "run", "rows", "n=3", "--explain", "n", "--explain", "section.inner")
+    done = nemotron(*args, cwd=project)
+    assert done.returncode == 0 and "default.yaml:1:" in done.stdout and "section.inner" in done.stdout, done.stderr
+    rows = json.loads(nemotron(*args, "--json", cwd=project).stdout)
+    assert list(rows) == ["n", "section.inner"] and [r["value"] for r in rows["n"]] == [5, 3]
+    assert [r["wins"] for r in rows["n"]] == [False, True] and not (project / ".nemotron").exists()

@@ -57,14 +57,15 @@ def tab(environ: dict[str, str], project: Path) -> Tab:
     ("line", "found"),
     [
         ("nemotron st", ["steps"]),
-        ("nemotron steps ", ["list", "run", "show"]),
+        ("nemotron steps ", ["list", "run", "show", "new", "check"]),
         ("nemotron steps show sft/a", ["sft/automodel"]),
         ("nemotron steps run rlv", ["rlvr"]),
         ("nemotron -v steps run demo/", ["demo/count", "demo/rows"]),
         ("nemotron steps run rows -c ", ["default", "small"]),
         ("nemotron steps run -c sm", []),
-        ("nemotron steps run rows -c small -r ", ["lap", "far"]),
+        ("nemotron steps run rows -c small -r ", ["lap", "far", "local"]),
         ("nemotron -b f", ["far"]),
+        ("nemotron env show f", ["far"]),
         ("nemotron steps run rows sec", ["section.inner="]),
         ("nemotron steps run demo/rows -c small only", ["only_here.deep="]),
         ("nemotron steps run rows n=3 mode=", ["mode=a", "mode=b", "mode=null"]),
@@ -120,7 +121,8 @@ finally:
     for _ in range(5):  # the least of a few: other work on the machine inflates CPU time too
         env = {**environ, "PYTHONPATH": str(REPO), "_NEMOTRON_COMPLETE": "bash_complete"}
         env |= {"COMP_WORDS": "nemotron steps run sft/automodel -c tiny opt", "COMP_CWORD": "6"}
-        done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True)
+        argv = [sys.executable, "-c", code]
+        done = subprocess.run(argv, cwd=project, env=env, capture_output=True, text=True, check=True)
         assert "imports" not in done.stdout and "plain,optimizer" in done.stdout, done.stdout
         best = min(best, float(done.stdout.split()[-1]))
     assert best <= 0.25

@@ -38,7 +38,7 @@ def test_nodes_come_in_the_order_in_which_they_run(project: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nodes: {a: {step: demo/rowz}}", r"node 'a': Unknown step id: demo/rowz\nDid you mean: demo/rows"),
+        ("nodes: {a: {step: demo/rowz}}", r"node 'a': Unknown step id: demo/rowz Did you mean: demo/rows"),
         ("nodes: {a: {stpe: demo/rows}}", "node 'a': names no step"),
         ("nodes: {a: {step: demo/rows, inptus: {}}}", "unknown key 'inptus'.*Did you mean inputs"),
         ("nodez: {}", "has no `nodes:` mapping"),

@@ -112,7 +112,7 @@ def test_a_run_outside_any_project_leaves_the_directory_alone(nemotron: Run, pro
         (["demo/rows", "crash=7"], 1, "exit code 7"),
         (["demo/rows", "garbage=true"], 8, r"rows.jsonl:1: is not JSON"),
         (["demo/rowz"], 2, "Did you mean: demo/rows"),
-        (["demo/rows", "-b", "cluster"], 2, "detached runs are not there yet"),
+        (["demo/rows", "-b", "cluster"], 4, "unknown profile 'cluster'"),
         (["demo/rows", "-c", "nope"], 2, "no config 'nope'"),
         (["demo/rows", "m=1"], 3, "unknown config key 'm'"),
         (["demo/rows", "n=[1"], 3, "not valid YAML"),

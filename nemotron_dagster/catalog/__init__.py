@@ -96,7 +96,7 @@ def _step_folders(
         if name == "step.toml":
             if prefix:
                 yield prefix, None
-        elif name[0] in "._" or (of_step and name == "config") or not entry.is_dir():
+        elif name[0] in "._" or (of_step and name == "config") or not _is_folder(entry):
             continue
         elif entry.is_symlink():
             real = os.path.realpath(entry.path)
@@ -104,6 +104,13 @@ def _step_folders(
                 yield from _step_folders(root, f"{prefix}/{name}" if prefix else name, followed | {real})
         else:
             yield from _step_folders(root, f"{prefix}/{name}" if prefix else name, followed)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a circle of links
+        return False
 
 
 @cache
@@ -120,7 +127,8 @@ def load_catalog(project: Project) -> Catalog:
 
 def _load(project: Project) -> Catalog:
     roots = project.folders("steps")
-    types = load_types([f for r in roots if os.path.lexists(f := r / "types.toml")])
+    own = project.root / "artifacts" if project.root else None
+    types = load_types([f for r in roots if os.path.lexists(f := r / "types.toml")], own)
     steps: dict[str, Step] = {}
     broken: dict[str, ConfigError] = {}
     for root in roots:

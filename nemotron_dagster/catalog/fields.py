@@ -62,6 +62,13 @@ class Table:
             raise self.wrong(key, "text in quotes")
         return value
 
+    def scalar_text(self, key: str) -> str:
+        """Text, or a number or truth value as text."""
+        value = self.values[key]
+        if not isinstance(value, str | int | float):
+            raise self.wrong(key, "text or a number")
+        return str(value)
+
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(key, default)
         if not isinstance(value, bool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,9 +15,9 @@ from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
-    "payload", "env", "resumable", "freeform",
+    "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
-_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
+_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix", "deliver"}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
 _RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
@@ -68,6 +69,7 @@ def load_step(directory: Path, root: Path) -> Step:
         env=step.text_of("env", "engine"),
         resumable=step.flag("resumable", False),
         freeform=step.texts("freeform"),
+        literal=step.texts("literal"),
         runspec=read_runspec(f"{directory}/step.py"),
     )
 
@@ -92,7 +94,7 @@ def read_runspec(script: Path | str) -> Runspec | None:
         return None
     spec = runspec_table(script)
     spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
-    run, config, resources = spec.table("run"), spec.table("config"), spec.table("resources")
+    run, config, resources, env = (spec.table(name) for name in ("run", "config", "resources", "env"))
     run.known({"launch", "cmd", "workdir"}, "[tool.runspec.run]")
     config.known({"dir", "default", "format"}, "[tool.runspec.config]")
     resources.known({"nodes", "gpus_per_node"}, "[tool.runspec.resources]")
@@ -109,6 +111,7 @@ def read_runspec(script: Path | str) -> Runspec | None:
         default_config=_default_config(config),
         nodes=resources.count("nodes", 1, 1),
         gpus_per_node=resources.count("gpus_per_node", 8, 0),
+        env={name: env.scalar_text(name) for name in env.values},
     )
 
 
@@ -134,7 +137,11 @@ def runspec_table(script: Path | str) -> Table:
 def _config_dir(config: Table, directory: str) -> Path:
     name = config.text_of("dir", "./config")
     folder = Path(directory, name)
-    if name in ("config", "./config") and not os.path.islink(folder) and os.access(folder, os.R_OK | os.X_OK):
+    if (
+        name in ("config", "./config")
+        and not os.path.islink(folder)
+        and os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+    ):
         return folder  # nearly always, and without resolving two paths
     try:
         inside = folder.resolve().is_relative_to(Path(directory).resolve())
@@ -165,9 +172,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
         name = table.text_of("name", port_type)
         if name in ports:
             raise table.error(None, f"a second [[{kind}]] entry is named {name!r}. Give it another `name`.")
-        bind = table.optional_text("bind")
-        if bind is not None and not _KEY.fullmatch(bind):
-            raise table.wrong("bind", "a config key like section.key")
+        keys = _binds(table, kind)
         path = table.text_of("path", ".")
         if path != "." and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\x00" in path):
             raise table.wrong("path", "a path below the output directory")
@@ -176,12 +181,31 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             type=port_type,
             required=table.flag("required", True),
             description=table.text_of("description").strip(),
-            bind=bind,
+            bind=keys[0][0] if keys else None,
             source=table.optional_text("from"),
             path=path,
-            suffix=table.text_of("suffix"),
+            suffix=keys[0][1] if keys else table.text_of("suffix"),
+            also=tuple(keys[1:]),
+            deliver=table.flag("deliver", False),
         )
     return tuple(ports.values())
+
+
+def _binds(table: Table, kind: str) -> list[tuple[str, str]]:
+    """``bind`` of a port: one key, or a list of keys and of tables that give a key its own suffix."""
+    if "bind" not in table.values:
+        return []
+    found = table.values["bind"]
+    suffix = table.text_of("suffix")
+    keys: list[tuple[str, str]] = []
+    for entry in found if isinstance(found, list) and found else [found]:
+        whole = replace(table, values=entry if isinstance(entry, dict) else {"key": entry}, path=(*table.path, "bind"))
+        whole.known({"key", "suffix"}, f"bind of a [[{kind}]] entry")
+        key = whole.values.get("key")
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise table.wrong("bind", 'a config key, "a.b", or a list of keys and of {key = "a.b", suffix = "/x"}')
+        keys.append((key, whole.text_of("suffix", suffix)))
+    return keys
 
 
 def _parameter(table: Table) -> Parameter:

@@ -15,9 +15,11 @@ class Port:
 
     Attributes:
         bind: config key (dotted) that carries the path.
+        also: further keys that the same artifact fills, each with its own suffix.
         source: id of the default producer in the catalog pipeline (``from`` in step.toml).
         path: produced only: where below the output directory the artifact proper lies.
-        suffix: consumed only: appended to the artifact's path before it fills the key.
+        suffix: appended to the artifact's path before it fills the key; a produced file's name.
+        deliver: produced only: the config's own value of the key is a file to which the artifact is copied when done.
     """
 
     name: str
@@ -28,6 +30,13 @@ class Port:
     source: str | None = None
     path: str = "."
     suffix: str = ""
+    deliver: bool = False
+    also: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """Every config key of the port, the first one first, with its suffix."""
+        return ((self.bind, self.suffix), *self.also) if self.bind else ()
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,17 @@ class Runspec:
     default_config: str = "default"
     nodes: int = 1
     gpus_per_node: int = 8
+    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A unit of work: manifest, payload and named configs, all in ``directory``."""
+    """A unit of work: manifest, payload and named configs, all in ``directory``.
+
+    Attributes:
+        freeform: config keys below which any key goes.
+        literal: config keys whose ``${...}`` are not ours to resolve: they reach the payload as they are written.
+    """
 
     id: str
     name: str
@@ -74,6 +89,7 @@ class Step:
     env: str = "engine"
     resumable: bool = False
     freeform: tuple[str, ...] = ()
+    literal: tuple[str, ...] = ()
     runspec: Runspec | None = None
 
     @property

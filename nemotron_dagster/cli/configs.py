@@ -87,20 +87,6 @@ def _fits(
     return True
 
 
-def merged_profiles(tables: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Profiles with what they extend; one whose chain is broken is left out, `nemotron env check` is for those."""
-    found = {}
-    for name in names:
-        chain: list[str] = []
-        current: Any = name
-        while current is not None and current in names and current not in chain:
-            chain.append(current)
-            current = tables[current].get("extends")
-        if current is None:
-            found[name] = {k: v for c in reversed(chain) for k, v in tables[c].items()}
-    return found
-
-
 def config_file(step: Step, name: str) -> Path:
     """The file of a named config."""
     assert step.runspec is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nemotron_dagster.cli.completion import complete_profile
 from nemotron_dagster.errors import ProfileError, UsageError
 from nemotron_dagster.project import find_project
 
@@ -44,7 +45,7 @@ def list_profiles(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("profile")
+@click.argument("profile", shell_complete=complete_profile)
 @click.option("--resolved", is_flag=True, help="Merge the chain and resolve every value; each names its origin.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(profile: str, resolved: bool, as_json: bool) -> None:
@@ -60,7 +61,7 @@ def show(profile: str, resolved: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("profiles", nargs=-1)
+@click.argument("profiles", nargs=-1, shell_complete=complete_profile)
 @click.option("--step", "step_id", help="Also check against what this step needs.")
 @click.option("-c", "--config", help="Config of that step, by name or path (default: its default one).")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

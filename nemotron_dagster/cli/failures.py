@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from nemotron_dagster.errors import Cancelled, NemotronError, UsageError, did_you_mean
+from nemotron_dagster.files import told
 
 INTERNAL = 70  # a bug of ours; EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # by Ctrl-C, where no job was cancelled
@@ -44,8 +45,8 @@ def from_click(e: click.ClickException) -> UsageError:
 
 def internal(e: BaseException) -> NemotronError:
     """A bug of ours, in one line."""
-    told = next(iter(str(e).strip().splitlines()), "")[:_LONGEST]
-    what = f"{type(e).__name__}: {told}".rstrip(": ")
+    first = next(iter(str(e).strip().splitlines()), "")[:_LONGEST]
+    what = f"{type(e).__name__}: {first}".rstrip(": ")
     error = NemotronError(f"internal error ({what}). Run again with `nemotron -v ...` and report what it prints.")
     error.exit_code = INTERNAL
     return error
@@ -74,13 +75,13 @@ def warn(text: str) -> None:
     if isinstance(obj, dict) and obj.get("json"):
         obj.setdefault("warnings", []).append(text)
     else:
-        click.echo(text, err=True)
+        click.echo(told(text), err=True)
 
 
 def tell(error: NemotronError, as_json: bool, warnings: Sequence[str] = ()) -> None:
     """Print an error on stderr: one message, or one JSON object that also holds the warnings."""
     data = {**as_data(error), **({"warnings": list(warnings)} if warnings else {})}
-    click.echo(json.dumps(data, indent=2) if as_json else f"Error: {error}", err=True)
+    click.echo(json.dumps(data, indent=2) if as_json else f"Error: {told(error)}", err=True)
 
 
 def tell_warnings(warnings: Sequence[str]) -> None:

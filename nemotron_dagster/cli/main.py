@@ -126,7 +126,7 @@ def cli(ctx: click.Context, /, **defaults: Any) -> None:
     if given and command != "steps run" and not {"-h", "--help"} & set(rest):
         names = ", ".join(f"--{n.replace('_', '-')}" for n in given)
         raise click.UsageError(f"{names}: only `nemotron steps run` takes that, `nemotron {command}` does not.", ctx)
-    ctx.obj["run"] = given
+    ctx.ensure_object(dict)["run"] = given
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

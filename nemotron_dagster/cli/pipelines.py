@@ -10,7 +10,7 @@ from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.cli.completion import complete_pipeline
 from nemotron_dagster.cli.options import HELP
 from nemotron_dagster.errors import UsageError, did_you_mean
-from nemotron_dagster.pipelines import Pipeline, find_pipelines, load_pipeline
+from nemotron_dagster.pipelines import Pipeline, load_pipelines
 from nemotron_dagster.project import find_project
 
 
@@ -53,5 +53,4 @@ def run(ctx: click.Context, name: str, folder: Path | None) -> int:
 
 def _pipelines(folder: Path | None = None) -> dict[str, Pipeline]:
     project = find_project(folder)
-    catalog = load_catalog(project)
-    return {p.name: p for p in (load_pipeline(f, catalog) for f in find_pipelines(project))}
+    return load_pipelines(project, load_catalog(project))

@@ -5,6 +5,7 @@ Ids are never folded or cut. Into a pipe each step is one line, unless COLUMNS s
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -133,19 +134,18 @@ def pretty(value: Any) -> str:
 
 
 def _json(value: Any, newline: str, text: Any) -> str:
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return str(text(value))
     deeper = newline + "  "
-    if isinstance(value, dict) and value:
-        rows = [f"{text(str(k))}: {_json(v, deeper, text)}" for k, v in value.items()]
+    if kind is dict and value:
+        rows = [f"{text(str(k))}: {text(v) if type(v) is str else _json(v, deeper, text)}" for k, v in value.items()]
         return f"{{{deeper}{f',{deeper}'.join(rows)}{newline}}}"
-    if isinstance(value, list | tuple) and value:
+    if (kind is list or kind is tuple) and value:
         return f"[{deeper}{f',{deeper}'.join([_json(v, deeper, text) for v in value])}{newline}]"
-    if value is None or isinstance(value, bool):
+    if value is None or kind is bool:
         return {None: "null", True: "true", False: "false"}[value]
-    import json
-
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=str) if value or kind is not tuple else "[]"
 
 
 def _config(f: ConfigFacts) -> str:

@@ -6,21 +6,24 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
-from nemotron_dagster.config.compile import JobSpec, compile_job
+from nemotron_dagster.config.compile import JobSpec
+from nemotron_dagster.config.compose import config_path
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
-from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
+from nemotron_dagster.jobs.submission import compile_on
+from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.project import Project, find_project
 
 
@@ -64,12 +67,17 @@ class Wanted:
         return split_tokens(self.tokens).passthrough
 
 
-def compiled(wanted: Wanted) -> JobSpec:
-    """Compile as the asset will, so that a mistake is told before Dagster is even imported."""
+def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
+    """Compile as the asset will, so that a mistake is told before Dagster is even imported.
+
+    Raises:
+        TargetError: with ``submitting``, the target takes no jobs.
+    """
     project, step = find_project(), wanted.step
-    if wanted.config_named != wanted.config and not Path(str(wanted.config_named)).is_file():
-        compile_job(step, wanted.config)  # raises: it names the file as it was typed
-    spec = compile_job(
+    if wanted.config_named != wanted.config:
+        config_path(step, wanted.config)  # raises where there is none: it names the file as it was typed
+    spec = compile_on(
+        project,
         step,
         wanted.config_named,
         wanted.overrides,
@@ -79,7 +87,10 @@ def compiled(wanted: Wanted) -> JobSpec:
         passthrough=wanted.passthrough,
         offered={name: str(ref.path) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
+        here=Path.cwd(),
     )
+    if submitting:
+        make_target(project, spec.profile, spec.environment).check()
     if wanted.force_squash:
         _knows_squash(project, str(spec.environment.get("executor") or "local"))
     return spec
@@ -93,23 +104,35 @@ def upstream(project: Project, step: Step) -> dict[str, ArtifactRef]:
 
 
 def dry_run(wanted: Wanted, as_json: bool) -> None:
-    """Print the compiled config; touch nothing."""
-    import yaml
+    """Print the compiled config and what would be submitted; touch nothing."""
+    from nemotron_dagster.cli.preview import preview, print_preview
 
-    spec = compiled(wanted)
+    print_preview(preview(find_project(), compiled(wanted, submitting=False)), as_json)
+
+
+def explain_keys(wanted: Wanted, keys: Sequence[str], as_json: bool) -> None:
+    """Print every layer that set each of ``keys`` of the compiled config; touch nothing."""
+    from nemotron_dagster.config.explain import explain, render
+
+    spec, environment = compiled(wanted), load_environment(find_project().root)
+    profile = wanted.batch or wanted.profile
+    found = {
+        k: explain(wanted.step, wanted.config_named, wanted.overrides, profile, environment, k, spec) for k in keys
+    }
     if as_json:
-        click.echo(json.dumps({"run": redact(spec.run), "config": redact(spec.train)}, indent=2, default=str))
-        return
-    click.echo("# run")
-    click.echo(yaml.safe_dump(redact(spec.run), sort_keys=False, allow_unicode=True))
-    click.echo("# config")
-    click.echo(yaml.safe_dump(redact(spec.train), sort_keys=False, allow_unicode=True), nl=False)
+        rows = {
+            k: [{**vars(layer), "position": layer.position and str(layer.position)} for layer in v]
+            for k, v in found.items()
+        }
+        click.echo(json.dumps(rows, indent=2, default=str))
+    else:
+        click.echo("\n".join(render(layers) for layers in found.values()))
 
 
 def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
     """Materialize one step of the catalog; the exit code."""
     refuse_planned(wanted.step)
-    compiled(wanted)
+    spec = compiled(wanted)
     settings: dict[str, Any] = {
         "overrides": dict(parse_dotlist(wanted.overrides)),
         "passthrough": list(wanted.passthrough),
@@ -119,6 +142,9 @@ def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
         settings["config" if wanted.config in wanted.step.configs else "config_file"] = wanted.config_named
     if wanted.profile:
         settings["profile"] = wanted.profile
+    if spec.delivery is not None:  # told before Dagster is imported; and only this process knows the user's directory
+        delivery.check(spec.delivery)
+        settings["overrides"][spec.delivery.key] = str(spec.delivery.path)
     key = tuple(wanted.step.id.split("/"))
     return materialize_and_tell(find_project(), [(wanted.step.id, key)], {key: settings}, verbose, as_json=as_json)
 
@@ -181,6 +207,7 @@ def told(project: Project, name: str, key: tuple[str, ...]) -> dict[str, Any]:
         "name": name,
         "artifact": {"type": ref.type, "uri": ref.uri, "path": str(ref.path), "key": manifest.key},
         "summary": describe.summary(ref),
+        "warnings": describe.warnings(ref),
         "pictures": [f"{ref.uri}/{p}" for p in manifest.facts.get("pictures", [])],
         "job": manifest.job,
     }
@@ -198,6 +225,8 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
         click.echo(f"    {k}: {v:,}" if isinstance(v, int) else f"    {k}: {v}")
     for picture in ref.manifest.facts.get("pictures", []):
         click.echo(f"    picture: {ref.uri}/{picture}")
+    for warning in describe.warnings(ref):
+        click.echo(f"Warning: {warning}", err=True)
     sys.stdout.flush()
 
 

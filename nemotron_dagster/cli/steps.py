@@ -118,6 +118,9 @@ def show(step_id: str, as_json: bool) -> None:
 @cli.command(cls=RunCommand, context_settings=HELP)
 @click.argument("step_id", shell_complete=complete_step)
 @run_options
+@click.option(
+    "--explain", multiple=True, metavar="KEY", help="Print every layer that sets KEY of the config, and stop."
+)
 @click.option("--allow-unknown", is_flag=True, help="Accept override keys that the config does not have.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.argument("tokens", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...", shell_complete=complete_override)
@@ -131,6 +134,7 @@ def run(
     dry_run: bool,
     force_squash: bool,
     stage: bool,
+    explain: tuple[str, ...],
     allow_unknown: bool,
     as_json: bool,
     tokens: tuple[str, ...],
@@ -142,6 +146,7 @@ def run(
     \b
     nemotron steps run sft/automodel -c tiny step_scheduler.max_steps=10
     nemotron steps run sft/automodel -c tiny -d
+    nemotron steps run sft/automodel -c tiny --explain optimizer.lr
     nemotron steps run sft/automodel -b my_profile
     """
     from nemotron_dagster.cli import run as running
@@ -160,6 +165,9 @@ def run(
     )
     if wanted.profile and wanted.batch:
         raise click.UsageError("-r runs and waits, -b submits and returns. Give one of them.", ctx)
+    if explain:
+        running.explain_keys(wanted, explain, as_json)
+        return 0
     if dry_run or defaults.get("dry_run"):
         running.dry_run(wanted, as_json)
         return 0
@@ -228,16 +236,21 @@ def _catalog() -> Catalog:
 
 
 def _profiles() -> dict[str, dict[str, Any]]:
-    """The profiles of the present env.toml; a broken file is told, and is no reason not to show a step."""
-    from nemotron_dagster.cli.configs import merged_profiles
+    """The profiles that -r can name, with what they extend; what is broken is told and left out."""
     from nemotron_dagster.config.profiles import load_environment
 
+    found: dict[str, dict[str, Any]] = {}
     try:
         environment = load_environment(find_project().root)
-        return merged_profiles(environment.tables, environment.profiles)
     except NemotronError as e:
         warn(f"Warning: no profiles are shown: {e}")
-        return {}
+        return found
+    for name in environment.profiles:
+        try:
+            found[name] = environment.written(name)
+        except NemotronError as e:
+            warn(f"Warning: profile {name} is left out: {e}")
+    return found
 
 
 def _hint(catalog: Catalog, **filters: str | None) -> None:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog.model import Port, Step
-from nemotron_dagster.config.compose import config_path, load_yaml
-from nemotron_dagster.config.overrides import check_keys, parse_dotlist
+from nemotron_dagster.config.artifact_references import is_reference
+from nemotron_dagster.config.checks import check_choices, check_overrides, check_secrets
+from nemotron_dagster.config.compose import Layer, config_path, layers, load_yaml, merged
+from nemotron_dagster.config.delivery import Delivery, wanted
+from nemotron_dagster.config.job import build_job
+from nemotron_dagster.config.keys import ABSENT, Key, change, get, join, leaves, merge, parse_key, put
+from nemotron_dagster.config.overrides import apply, parse_dotlist
+from nemotron_dagster.config.places import Places, Relocation
 from nemotron_dagster.config.profiles import Environment
-from nemotron_dagster.config.secrets import is_secret
+from nemotron_dagster.config.resolve import mark, resolve_job
 from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.project import find_project
 
-_ENV_REF = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)[^{}]*\}")
-#: Keys of run.env that the step's YAML wins over the profile.
-_YAML_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
+__all__ = ["JobSpec", "Relocation", "bind_output", "compile_job", "job_config"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,13 @@ class JobSpec:
     """One compiled submission. ``train`` is what reaches the payload; secrets in it are references, not values.
 
     Attributes:
+        run: the target's settings and where the job came from, resolved.
+        job: the same job as written: the config's sections and ``run``, with their interpolations.
         bound: input ports that an upstream artifact fills.
-        external: input ports whose path the user gave, with that path.
+        external: input ports whose path the user gave, with that path on this machine.
         explicit_output: the output directory the user gave, or None for a managed one.
+        follows: values that are made of an output directory, with a mark in its place.
+        delivery: the file to which the managed output is copied when it is published.
     """
 
     step: Step
@@ -43,6 +52,9 @@ class JobSpec:
     bound: tuple[str, ...] = ()
     external: dict[str, str] = field(default_factory=dict)
     explicit_output: Path | None = None
+    job: dict[str, Any] = field(default_factory=dict)
+    follows: tuple[tuple[tuple[Any, ...], str], ...] = ()
+    delivery: Delivery | None = None
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -54,8 +66,10 @@ class JobSpec:
         """sha256 of everything that decides what the job computes; the output directory is not part of it."""
         train = json.loads(json.dumps(self.train, default=str))
         for port in self.step.produces:
-            if port.bind:
-                set_key(train, port.bind, None)
+            for key, _ in port.keys:
+                put(train, key, None)
+        for path, text in self.follows:
+            _place(train, path, text)
         body = [self.step.id, train, list(self.passthrough), self.environment]
         return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -72,185 +86,191 @@ def compile_job(
     inputs: Mapping[str, str] | None = None,
     offered: Mapping[str, str] | None = None,
     allow_unknown: bool = False,
+    argv: Iterable[str] | None = None,
+    relocation: Relocation | None = None,
+    artifacts: Path | None = None,
+    here: Path | None = None,
 ) -> JobSpec:
     """Compile one job.
 
-    ``inputs`` maps a port's name to the path of its upstream artifact; it fills the port's ``bind`` key unless the
-    user gave that key a value (an override, or a config file of their own). ``offered`` does the same, but leaves an
-    optional port alone where the config does not have its key: nobody asked for that artifact.
+    ``inputs`` maps a port's name to the path of its upstream artifact; it fills the port's keys unless the user gave
+    them a value (an override, or a config file of their own). ``offered`` does the same, but leaves an optional port
+    alone where the config does not have its key: nobody asked for that artifact. ``argv`` is the command line after
+    the step's id; ``relocation`` is where the target puts the code, if it moves it; ``artifacts`` is the root of our
+    own artifacts (default: that of the project around the working directory); ``here`` is where the relative path of a
+    delivered file starts.
 
     Raises:
         ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
     """
-    from omegaconf import OmegaConf
-
-    overrides, passthrough, environment = tuple(overrides), tuple(passthrough), environment or Environment()
+    overrides, passthrough = tuple(overrides), tuple(passthrough)
     file = config_path(step, config)
-    loaded = load_yaml(file)
+    files = layers(file)
+    loaded = merged(files)
     pairs = parse_dotlist(overrides)
-    if not allow_unknown and step.runspec:
-        default = step.runspec.config_dir / f"{step.runspec.default_config}.yaml"
-        layers = [load_yaml(default), loaded] if default.is_file() else [loaded]
-        check_keys(step, pairs, _union(*(OmegaConf.to_container(layer) for layer in layers)))
-    for key, value in pairs:
-        update(loaded, key, value)
-    settings = environment.profile(profile) if profile else {}
-    run = _run_section(step, loaded, settings, profile, mode, overrides, passthrough, config or file.stem)
-    OmegaConf.update(loaded, "run", run, merge=False, force_add=True)
-    for name in ("wandb", "artifacts"):
-        if environment.tables.get(name):
-            _merge_system(loaded, name, dict(environment.tables[name]))
-    for key, value in pairs:
-        if key.startswith("run."):
-            update(loaded, key, value)
+    check_secrets(pairs)
+    if not allow_unknown:
+        check_overrides(step, pairs, merge(_default(step), loaded))
+    cli = _cli(config or file.stem, overrides, passthrough, argv)
+    job = build_job(step, loaded, pairs, cli, profile, mode, environment or Environment())
 
-    owned = step.runspec is not None and file.parent == step.runspec.config_dir.resolve()
-    given = {k for k, _ in pairs} | (
-        set() if owned else {k for k, _ in _leaves(OmegaConf.to_container(load_yaml(file)))}
-    )
-    named = OmegaConf.to_container(loaded, resolve=False)
-    external, bound = {}, []
-    for port in step.consumes:
-        path = (inputs or {}).get(port.name)
-        if path is None and port.bind and (port.required or _has(named, port.bind)):
-            path = (offered or {}).get(port.name)
-        if port.bind and port.bind in given:
-            external[port.name] = port.bind
-        elif port.bind and path is not None:
-            update(loaded, port.bind, path + port.suffix)
-            bound.append(port.name)
-    explicit = next((p.bind for p in step.produces if p.bind in given), None)
+    places = Places(relocation, find_project().root)
+    given = {path for key, value in pairs for path in _given(value, parse_key(key))}
+    given |= {path for layer in files if not _owned(step, layer) for path in _given(layer.data, ())}
+    written = places.relocate(merge(None, {k: v for k, v in job.items() if k != "run" and k not in step.literal}))
+    bound, external = _bind(step, written, given, inputs or {}, offered or {})
+    outputs = _outputs(step, written)
+    root = {**written, "run": {k: v for k, v in job["run"].items() if k != "cli"}}
+    _require(step, root)
 
-    resolved = resolve(loaded, step, file)
-    run_plain = resolved.pop("run")
-    for key in given:
-        set_existing(resolved, key, _rooted)
-    values = {name: get_key(resolved, bind) for name, bind in external.items()}
+    resolved, run, follows = resolve_job(step, root, files, places, outputs, artifacts)
+    train = {k: resolved.get(k, v) for k, v in job.items() if k != "run"} | resolved
+    kept = {k: v for k, v in run.items() if is_reference(v)}
+    train |= {"run": kept} if kept else {}
+    check_choices(step, train, str(file))
+    for path in (p for p in given if p[0] not in step.literal):
+        change(train, path, lambda value: _rooted(value, places))
+    explicit = next((p.bind for p in step.produces if p.bind and not p.deliver and _is_given(p.bind, given)), None)
+    values = {port: get(train, bind) for port, bind in external.items()}
     return JobSpec(
         step=step,
         config=config or file.stem,
         profile=profile,
-        train=resolved,
-        run=run_plain,
+        train=train,
+        run=run | {"cli": cli},
         overrides=overrides,
         passthrough=passthrough,
         bound=tuple(bound),
-        external={n: str(v) for n, v in values.items() if v not in (None, "")},
-        explicit_output=Path(str(get_key(resolved, explicit))).expanduser().absolute() if explicit else None,
+        external={n: places.back(str(v)) for n, v in values.items() if v not in (None, "")},
+        explicit_output=Path(str(get(train, explicit))).expanduser().absolute() if explicit else None,
+        job=job,
+        follows=follows,
+        delivery=wanted(step, train, here),
     )
 
 
+def job_config(
+    step: Step,
+    config: str | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    profile: str | None = None,
+    mode: str = "local",
+    environment: Environment | None = None,
+    passthrough: Iterable[str] = (),
+    argv: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """``JobSpec.job`` of a job that need not be complete: keys are not checked, no interpolation is resolved.
+
+    Raises:
+        ConfigError, ProfileError, UsageError: a file, a profile or an override cannot be read.
+    """
+    overrides, passthrough = tuple(overrides), tuple(passthrough)
+    file = config_path(step, config)
+    cli = _cli(config or file.stem, overrides, passthrough, argv)
+    return build_job(step, load_yaml(file), parse_dotlist(overrides), cli, profile, mode, environment or Environment())
+
+
 def bind_output(spec: JobSpec, port: Port, directory: Path) -> dict[str, Any]:
-    """The config that reaches the payload, with ``port``'s output directory filled in."""
+    """The config that reaches the payload, with ``port``'s output directory filled in, and in all that follows it."""
     train = json.loads(json.dumps(spec.train))
-    if port.bind:
-        set_key(train, port.bind, f"{directory}{port.suffix}")
+    places = {p.bind: str(get(train, p.bind)) for p in spec.step.produces if p.bind}
+    for key, suffix in port.keys:
+        places[key] = f"{directory}{suffix}"
+        put(train, key, places[key])
+    for path, text in spec.follows:
+        for key, place in places.items():
+            text = text.replace(mark(key), place)
+        _place(train, path, text)
     return dict(train)
 
 
-def resolve(config: Any, step: Step, file: Path) -> dict[str, Any]:
-    """Plain data with every interpolation resolved, but references to secret variables, which stay references.
+def _cli(config: str, overrides: tuple[str, ...], passthrough: tuple[str, ...], argv: Any) -> dict[str, Any]:
+    """What ``run.cli`` records of the command line."""
+    return {
+        "argv": [*overrides, *passthrough] if argv is None else list(argv),
+        "dotlist": list(overrides),
+        "passthrough": list(passthrough),
+        "config": config,
+    }
 
-    Raises:
-        ConfigError: an interpolation cannot be resolved, or a mandatory ``???`` has no value, naming the key.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-    kept: list[str] = []
+def _default(step: Step) -> dict[str, Any]:
+    """The step's default config, whose keys every other config of the step may be given."""
+    assert step.runspec is not None
+    file = step.runspec.config_dir / f"{step.runspec.default_config}.yaml"
+    return load_yaml(file) if file.is_file() else {}
 
-    def hide(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: hide(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [hide(v) for v in value]
-        if isinstance(value, str) and "${oc.env" in value:
-            value = value.replace("${oc.env:NEMOTRON_STEP_DIR}", str(step.directory.resolve()))
-            return _ENV_REF.sub(lambda m: mark(m[0]) if is_secret(m[1]) else m[0], value)
-        return value
 
-    def mark(reference: str) -> str:
-        kept.append(reference)
-        return f"\x00{len(kept) - 1}\x00"
+def _owned(step: Step, layer: Layer) -> bool:
+    """Whether the file is one of the step's configs: what it says is no wish of the user's."""
+    assert step.runspec is not None
+    return layer.file.parent.resolve() == step.runspec.config_dir.resolve()
 
-    def show(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: show(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [show(v) for v in value]
-        if isinstance(value, str) and "\x00" in value:
-            return re.sub(r"\x00(\d+)\x00", lambda m: kept[int(m[1])], value)
-        return value
 
-    plain = OmegaConf.to_container(config, resolve=False)
-    missing = sorted(key for key, value in _leaves(plain) if value == "???")
+def _given(value: Any, path: Key) -> Iterator[Key]:
+    """The keys that an override or a file gives a value."""
+    if isinstance(value, Mapping) and value:
+        for k, v in value.items():
+            yield from _given(v, (*path, str(k)))
+    else:
+        yield path
+
+
+def _is_given(key: str, given: set[Key]) -> bool:
+    path = parse_key(key)
+    return any(g[: len(path)] == path for g in given)
+
+
+def _bind(
+    step: Step, data: dict[str, Any], given: set[Key], inputs: Mapping[str, str], offered: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Fill the keys of the inputs; the ports that were filled, and those that the user fills, with their key."""
+    bound, external = [], {}
+    for port in step.consumes:
+        path = inputs.get(port.name)
+        if path is None and port.bind and (port.required or get(data, port.bind, ABSENT) is not ABSENT):
+            path = offered.get(port.name)
+        if port.bind and _is_given(port.bind, given):
+            external[port.name] = port.bind
+        elif port.bind and path is not None:
+            more = [(k, path + suffix) for k, suffix in port.also if not _is_given(k, given)]
+            apply(data, [(port.bind, path + port.suffix), *((k, place) for k, place in more if _is_there(place))])
+            bound.append(port.name)
+    return bound, external
+
+
+def _is_there(path: str) -> bool:
+    """Whether an artifact has the part that a further key is for; a split may be missing."""
+    return os.path.exists(path) or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
+
+
+def _outputs(step: Step, data: dict[str, Any]) -> list[str]:
+    """The keys of the output directories. Nobody need give them: the run fills them."""
+    keys = list(dict.fromkeys(k for p in step.produces for k, _ in p.keys))
+    for key in keys:
+        if get(data, key) == "???":
+            put(data, key, None)
+    return keys
+
+
+def _require(step: Step, data: dict[str, Any]) -> None:
+    missing = sorted(join(path) for path, value in leaves(data) if value == "???")
     if missing:
-        raise ConfigError(f"{step.id}: {', '.join(missing)} must be given. Add {missing[0]}=VALUE.")
-    hidden = OmegaConf.create(hide(plain))
-    try:
-        return show(OmegaConf.to_container(hidden, resolve=True, throw_on_missing=True))  # type: ignore[no-any-return]
-    except InterpolationKeyError as e:
-        raise ConfigError(f"{file}: {e.full_key}: {str(e.msg).splitlines()[0]}. Set that key.") from e
-    except OmegaConfBaseException as e:
-        key = getattr(e, "full_key", None) or "?"
-        text = str(getattr(e, "msg", None) or e).splitlines()[0]
-        raise ConfigError(f"{file}: {key}: {text}. Set {key}=VALUE or the variable it names.") from e
+        words = " ".join(f"{key}=VALUE" for key in missing)
+        raise ConfigError(f"{step.id}: {', '.join(missing)} must be given. Add {words}.")
 
 
-def update(config: Any, key: str, value: Any) -> None:
-    """Set one dotted key, replacing what is there.
-
-    Raises:
-        ConfigError: the key runs through a scalar, or an index is out of range.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except (OmegaConfBaseException, IndexError, ValueError) as e:
-        raise ConfigError(f"{key}={value}: cannot be set: {str(e).splitlines()[0]}. Check the key.") from e
-
-
-def _has(data: Any, key: str) -> bool:
-    """Whether plain data has this dotted key, be its value null."""
-    for part in key.split("."):
-        if not isinstance(data, dict) or part not in data:
-            return False
+def _place(data: Any, path: tuple[Any, ...], value: Any) -> None:
+    for part in path[:-1]:
         data = data[part]
-    return True
+    data[path[-1]] = value
 
 
-def get_key(data: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key of plain data, or None."""
-    node: Any = data
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
-
-
-def set_key(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of plain data, making the sections on the way."""
-    *parents, last = key.split(".")
-    for part in parents:
-        if not isinstance(data.get(part), dict):
-            data[part] = {}
-        data = data[part]
-    data[last] = value
-
-
-def set_existing(data: dict[str, Any], key: str, change: Callable[[Any], Any]) -> None:
-    """Replace the value at a dotted key by ``change`` of it, where there is one."""
-    *parents, last = key.split(".")
-    node: Any = get_key(data, ".".join(parents)) if parents else data
-    if isinstance(node, dict) and last in node:
-        node[last] = change(node[last])
-
-
-def _rooted(value: Any) -> Any:
+def _rooted(value: Any, places: Places) -> Any:
     """A relative path of something that is here, as an absolute one: the job runs in a directory of its own."""
     if isinstance(value, list):
-        return [_rooted(v) for v in value]
+        return [_rooted(v, places) for v in value]
     if not isinstance(value, str) or not value or value.startswith(("/", "~", "$")) or "://" in value:
         return value
     here = Path.cwd() / value
@@ -258,69 +278,4 @@ def _rooted(value: Any) -> Any:
         found = here.exists() or (glob.has_magic(value) and any(glob.iglob(str(here), recursive=True)))
     except (ValueError, OSError):  # no path at all: NUL bytes, too long
         return value
-    return str(here) if found and ("/" in value or here.suffix or here.is_dir()) else value
-
-
-def _run_section(
-    step: Step,
-    loaded: Any,
-    settings: dict[str, Any],
-    profile: str | None,
-    mode: str,
-    overrides: tuple[str, ...],
-    passthrough: tuple[str, ...],
-    config: str,
-) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    own = OmegaConf.to_container(loaded["run"]) if "run" in loaded else {}
-    run = {str(k): v for k, v in own.items()} if isinstance(own, dict) else {}
-    env = dict(run.get("env") or {})
-    merged = {**env, **settings}
-    if "env_vars" in env or "env_vars" in settings:
-        merged["env_vars"] = {**(env.get("env_vars") or {}), **(settings.get("env_vars") or {})}
-    if "mounts" in env or "mounts" in settings:
-        merged["mounts"] = [*(env.get("mounts") or []), *(settings.get("mounts") or [])]
-    merged |= {k: env[k] for k in _YAML_WINS if k in env}
-    run["env"] = merged
-    run["mode"], run["profile"] = mode, profile
-    run["cli"] = {
-        "argv": [],
-        "dotlist": list(overrides),
-        "passthrough": list(passthrough),
-        "config": config,
-    }
-    run["recipe"] = {"name": step.runspec.name if step.runspec else "", "script": str(step.script)}
-    return run
-
-
-def _merge_system(loaded: Any, name: str, table: dict[str, Any]) -> None:
-    """[wandb] goes to run.wandb; [artifacts] to the root, where the YAML's own keys win."""
-    from omegaconf import OmegaConf
-
-    if name == "wandb":
-        own = OmegaConf.select(loaded, "run.wandb") or {}
-        OmegaConf.update(loaded, "run.wandb", {**table, **{k: v for k, v in dict(own).items() if v is not None}})
-    else:
-        own = OmegaConf.to_container(loaded["artifacts"]) if "artifacts" in loaded else {}
-        OmegaConf.update(loaded, "artifacts", {**table, **(own if isinstance(own, dict) else {})}, force_add=True)
-
-
-def _union(*layers: Any) -> Any:
-    """The keys of all layers; of two values that are not both mappings, the later."""
-    merged = layers[0]
-    for layer in layers[1:]:
-        if isinstance(merged, dict) and isinstance(layer, dict):
-            merged = {k: _union(*(d[k] for d in (merged, layer) if k in d)) for k in {**merged, **layer}}
-        else:
-            merged = layer
-    return merged
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted keys and values of plain data, down to what is no mapping."""
-    if isinstance(value, dict):
-        for k, v in value.items():
-            yield from _leaves(v, f"{prefix}.{k}" if prefix else str(k))
-    else:
-        yield prefix, value
+    return places.there(str(here)) if found and ("/" in value or here.suffix or here.is_dir()) else value

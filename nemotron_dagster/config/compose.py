@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemotron_dagster.catalog.model import Step
-from nemotron_dagster.config.source import read_yaml, yaml_position
+from nemotron_dagster.config.keys import merge
+from nemotron_dagster.config.source import read_yaml
 from nemotron_dagster.errors import ConfigError, UsageError, did_you_mean
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+
+@dataclass(frozen=True)
+class Layer:
+    """What one file says, without its ``defaults``."""
+
+    file: Path
+    data: dict[str, Any]
 
 
 def config_path(step: Step, name: str | None) -> Path:
@@ -22,66 +30,76 @@ def config_path(step: Step, name: str | None) -> Path:
     """
     if step.runspec is None:
         raise ConfigError(f"{step.id}: has no step.py, so it cannot run. Add one, see docs/steps.md.")
-    name = name or step.runspec.default_config
+    name = step.runspec.default_config if name is None else name
     if "/" in name or name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            what = "is a directory, not a config file" if path.is_dir() else "no such config file"
-            raise ConfigError(f"{name}: {what}. Name a YAML file, or one of {step.id}'s: {', '.join(step.configs)}.")
-        return path.resolve()
+        return _named_file(step, name)
     for suffix in (".yaml", ".yml"):
         path = step.runspec.config_dir / f"{name}{suffix}"
-        if path.is_file():
-            return path.resolve()
+        if name in step.configs and path.is_file():
+            return path.absolute()
     raise UsageError(
         f"{step.id} has no config {name!r}.{did_you_mean(name, step.configs)} Available: {', '.join(step.configs)}."
     )
 
 
-def load_yaml(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
+def _named_file(step: Step, name: str) -> Path:
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path.absolute()
+        what = "is a directory, not a config file" if path.is_dir() else "no such config file"
+    except (OSError, ValueError, RuntimeError) as e:  # too long, NUL, no such user
+        what = f"no such config file ({getattr(e, 'strerror', None) or e})"
+    raise ConfigError(f"{name}: {what}. Name a YAML file, or one of {step.id}'s: {', '.join(step.configs)}.")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
     """The file with its ``defaults`` merged below it, in order; the file itself wins.
 
     Raises:
-        ConfigError: unreadable, malformed (with line and column), a missing base or a cycle.
+        ConfigError: unreadable, malformed (with its position), a missing base or a cycle.
     """
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    return merged(layers(path))
 
-    path = path.resolve()
-    if path in chain:
-        raise ConfigError(f"configs include each other in a circle: {' -> '.join(str(p) for p in (*chain, path))}.")
-    if chain and not path.exists():
-        raise ConfigError(f"{path} (a base of {chain[-1]}): there is no such file. Mend `defaults` or the path.")
-    data = read_yaml(path)
-    if not isinstance(data, dict):
+
+def merged(found: list[Layer]) -> dict[str, Any]:
+    """The layers on top of each other."""
+    data: dict[str, Any] = {}
+    for layer in found:
+        data = merge(data, layer.data, data)
+    return data
+
+
+def layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
+    """The files that make up a config, each after those that it extends.
+
+    Raises:
+        ConfigError: unreadable, malformed (with its position), a missing base or a cycle.
+    """
+    if os.path.realpath(path) in [os.path.realpath(p) for p in chain]:  # but bases lie beside the link, not its target
+        raise ConfigError(
+            f"configs include each other in a circle: {' -> '.join(str(p) for p in (*chain, path))}. "
+            "Remove one of these `defaults`."
+        )
+    if chain and not path.is_file():
+        what = "is a directory" if path.is_dir() else "no such file"
+        raise ConfigError(f"{path} (a base of {chain[-1]}): {what}. Mend `defaults` of {chain[-1].name}.")
+    if len(chain) > 50:
+        raise ConfigError(f"{path}: more than 50 `defaults` in a chain. Shorten it.")
+    loaded = read_yaml(path)
+    if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: is not a mapping. Write `key: value` lines.")
-    try:
-        loaded = OmegaConf.create(data)
-    except OmegaConfBaseException as e:
-        key = str(getattr(e, "full_key", None) or "")
-        where = yaml_position(path, key) or path
-        raise ConfigError(f"{where}: {key}: {str(e).splitlines()[0]}. Mend that value.") from e
-    bases = _bases(loaded)
+    data = merge(None, loaded)  # a copy: YAML aliases share what later steps change
+    bases = _bases(data)
     if bases is None:
-        return loaded
-    del loaded["defaults"]
+        return [Layer(path, data)]
+    del data["defaults"]
     files = [path.parent / (b if Path(b).suffix else f"{b}.yaml") for b in bases if b != "_self_"]
-    layers = [load_yaml(f, (*chain, path)) for f in files]
-    try:
-        merged = OmegaConf.merge(*layers, loaded)
-    except (OmegaConfBaseException, TypeError) as e:
-        text = str(e).splitlines()[0]
-        raise ConfigError(f"{path}: does not merge over its `defaults`: {text}. Mend that key.") from e
-    assert isinstance(merged, DictConfig)
-    return merged
+    return [*(layer for f in files for layer in layers(f, (*chain, path))), Layer(path, data)]
 
 
-def _bases(config: DictConfig) -> list[str] | None:
+def _bases(config: dict[str, Any]) -> list[str] | None:
     """The file names under ``defaults``; None where that key is absent or is something else's (Hydra mappings)."""
-    from omegaconf import OmegaConf
-
-    if "defaults" not in config:
-        return None
-    value: Any = OmegaConf.to_container(config)["defaults"]  # type: ignore[index,call-overload]
+    value = config.get("defaults")
     names = [value] if isinstance(value, str) else value
-    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
+    return names if isinstance(names, list) and names and all(isinstance(n, str) for n in names) else None

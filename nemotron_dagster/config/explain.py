@@ -204,13 +204,7 @@ def _files(path: Path, source: str) -> Iterator[tuple[Path, str, Mapping[str, An
 
 def _profiles(environment: Environment, name: str) -> list[tuple[Path | None, str, Mapping[str, Any]]]:
     """File, name and table of a profile and of those that it extends, the farthest first."""
-    found: list[tuple[Path | None, str, Mapping[str, Any]]] = []
-    current: Any = name
-    while isinstance(current, str) and current in environment.tables and len(found) < len(environment.tables):
-        table = environment.tables[current]
-        found.append((environment.file, current, table))
-        current = table.get("extends")
-    return found[::-1]
+    return [(layer.file, layer.name, layer.table) for layer in reversed(environment.chain(name))]
 
 
 def _ordered(files: list[Layer], profiles: list[Layer], final: Any) -> list[Layer]:

@@ -1,20 +1,21 @@
-"""``key=value`` overrides: the grammar, and the check of keys against what the config knows."""
+"""``key=value`` overrides: the grammar, and how they are set."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_dagster.catalog.model import Step
-from nemotron_dagster.config.secrets import is_secret
+from nemotron_dagster.config.keys import parse_key, put, split_assignment
 from nemotron_dagster.config.source import read_value
-from nemotron_dagster.errors import ConfigError, did_you_mean
-
-_KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*")
+from nemotron_dagster.errors import ConfigError
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+#: What YAML does not let stand in a text as it is. JSON's escapes of all else beyond 16 bits are none of YAML's.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -48,55 +49,30 @@ def parse_dotlist(dotlist: Iterable[str]) -> list[tuple[str, Any]]:
     """
     pairs: list[tuple[str, Any]] = []
     for token in dotlist:
-        key, _, text = token.partition("=")
-        if not _KEY.fullmatch(key):
-            raise ConfigError(f"override {token!r}: {key!r} is not a key. Write section.key=value.")
-        pairs.append((key, read_value(text, f"override {key}")))
+        key, text = split_assignment(token)
+        shown = token if len(token) <= 80 else token[:77] + "..."
+        try:
+            parse_key(key)
+        except ValueError as e:
+            raise ConfigError(
+                f"override {shown!r}: {key[:80]!r} is not a key: {e}. "
+                "Write section.key=value, list[0].key=value or section[odd.key]=value."
+            ) from e
+        pairs.append((key, read_value(text, f"override {shown!r}")))
     return pairs
 
 
-def check_keys(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping[str, Any]) -> None:
-    """Refuse an override whose key the step's config does not have.
-
-    ``known`` is the compiled config merged over the step's default one. A key is free below a section that the
-    manifest declares ``freeform``, below ``run``, and where the config's own value is null or empty.
+def apply(data: dict[str, Any], pairs: Iterable[tuple[str, Any]]) -> None:
+    """Set every override in ``data``, in order: mappings merge, lists and values replace.
 
     Raises:
-        ConfigError: unknown key, a section replaced by a scalar, or a value that the manifest's choices exclude.
+        ConfigError: a key runs through a value, or an index is not in its list.
     """
-    parameters = {p.name: p for p in step.parameters}
     for key, value in pairs:
-        if is_secret(key) and isinstance(value, str) and value and "${" not in value:
-            raise ConfigError(f"override {key}=…: a secret must not be written down. Use {key}='${{oc.env:NAME}}'.")
-        choices = [str(c) for c in parameters[key].choices] if key in parameters else []
-        if choices and not isinstance(value, Mapping) and ("null" if value is None else str(value)) not in choices:
-            raise ConfigError(f"{key}={value}: not one of {', '.join(choices)}. Use one of them.")
-        parts = [x for x in re.split(r"\.|\[(\d+)\]", key) if x]
-        free = any(key == f or key.startswith(f + ".") for f in (*step.freeform, "run"))
-        named = [*parameters, *(p.bind for p in (*step.consumes, *step.produces) if p.bind)]
-        if free or any(key == n or n.startswith(key + ".") or key.startswith(n + ".") for n in named):
-            continue
-        node: Any = known
-        for i, part in enumerate(parts):
-            if isinstance(node, list):
-                break
-            if node is None or node == {}:
-                break
-            if not isinstance(node, Mapping) or part not in node:
-                prefix = ".".join(parts[:i])
-                siblings = [f"{prefix}.{k}" if prefix else str(k) for k in node] if isinstance(node, Mapping) else []
-                hint = did_you_mean(".".join(parts[: i + 1]), siblings) or (
-                    f" Known keys{f' of {prefix}' if prefix else ''}: {', '.join(sorted(siblings))}."
-                    if siblings
-                    else ""
-                )
-                raise ConfigError(f"unknown config key {key!r} for {step.id}.{hint} --allow-unknown lets it through.")
-            node = node[part]
-        else:
-            if isinstance(node, Mapping) and node and value is not None and not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"{key}={value}: {key} is a section ({', '.join(node)}), not a value. Name a key in it."
-                )
+        try:
+            put(data, key, value)
+        except ValueError as e:
+            raise ConfigError(f"{key}={value}: cannot be set: {e}. Name a key that is there.") from e
 
 
 def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -104,8 +80,6 @@ def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
     Text stays text, but for numbers like ``1e-5``, which YAML 1.1 readers such as Dagster's hand over as text.
     """
-    import json
-
     tokens: list[str] = []
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else str(key)
@@ -113,6 +87,12 @@ def to_dotlist(values: Mapping[str, Any], prefix: str = "") -> list[str]:
             tokens += to_dotlist(value, name)
         elif isinstance(value, str) and _NUMBER.fullmatch(value):
             tokens.append(f"{name}={value}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            tokens.append(f"{name}={'.nan' if math.isnan(value) else '.inf' if value > 0 else '-.inf'}")
         else:
-            tokens.append(f"{name}={json.dumps(value)}")
+            tokens.append(f"{name}={_UNSAFE.sub(_escaped, json.dumps(value, ensure_ascii=False))}")
     return tokens
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"

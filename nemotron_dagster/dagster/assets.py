@@ -13,7 +13,6 @@ import pydantic
 
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.catalog import Catalog, Step
-from nemotron_dagster.config.compile import compile_job
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecutionInterruptedError
@@ -21,6 +20,7 @@ from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
 from nemotron_dagster.jobs.run import Request, code_digest, run_step
+from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import JobHandle, make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
 from nemotron_dagster.project import Project
@@ -42,7 +42,8 @@ class StepConfig(dg.Config):
     mode: Literal["auto", "local", "run", "batch"] = pydantic.Field(
         "auto", description="How the profile is used: as -r does (run) or as -b does (batch); auto: run, or local."
     )
-    overrides: dict[str, Any] = pydantic.Field({}, description="Config keys (dotted or nested) and their values.")
+    # null is a value: without it Dagster refuses `key=null` with an internal error
+    overrides: dict[str, Any | None] = pydantic.Field({}, description="Config keys (dotted or nested), their values.")
     passthrough: list[str] = pydantic.Field([], description="Arguments handed to step.py as they are.")
     allow_unknown: bool = pydantic.Field(False, description="Accept override keys that the config does not have.")
 
@@ -143,7 +144,8 @@ def _materialize(
     upstream = {port: str(ref.path) for port, ref in given.items()}
     in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
     paths = {p.bind: node.paths[p.name] for p in node.step.consumes if p.bind and p.name in node.paths}
-    spec = compile_job(
+    spec = compile_on(
+        project,
         node.step,
         config.config_file or config.config,
         [*to_dotlist(paths), *to_dotlist(node.overrides), *to_dotlist(config.overrides)],
@@ -154,6 +156,8 @@ def _materialize(
         inputs={} if in_catalog else upstream,
         offered=upstream if in_catalog else {},
         allow_unknown=config.allow_unknown,
+        here=project.root,
+        artifacts=root,
     )
     lacking = [p for p in node.inputs if p not in given and p not in spec.external]
     if lacking and not in_catalog:

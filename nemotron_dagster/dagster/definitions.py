@@ -17,7 +17,7 @@ from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.dagster.assets import EnvProfile, broken_steps, pipeline_assets
 from nemotron_dagster.dagster.io_managers import ArtifactIOManager
 from nemotron_dagster.errors import ConfigError, PreflightError
-from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, find_pipelines, load_pipeline
+from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, load_pipelines
 from nemotron_dagster.project import Project
 
 
@@ -30,7 +30,7 @@ def build_definitions(project: Project) -> dg.Definitions:
     """
     catalog = load_catalog(project)
     root = artifact_root(project)
-    pipelines = [catalog_pipeline(catalog), *(load_pipeline(f, catalog) for f in find_pipelines(project))]
+    pipelines = [catalog_pipeline(catalog), *load_pipelines(project, catalog).values()]
     for name, error in catalog.broken.items():
         dg.get_dagster_logger("nemotron").warning("step %s is left out: %s", name, error)
     assets = [a for p in pipelines for a in pipeline_assets(project, p, root)]

@@ -11,6 +11,7 @@ import dagster as dg
 
 from nemotron_dagster.artifacts import describe
 from nemotron_dagster.artifacts.manifest import ArtifactRef
+from nemotron_dagster.artifacts.markdown import cell
 from nemotron_dagster.artifacts.store import latest, set_latest
 from nemotron_dagster.catalog import TypeGraph, load_catalog
 from nemotron_dagster.errors import ArtifactError, NemotronError
@@ -69,6 +70,8 @@ def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
             out[name] = dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
     for title, text in describe.tables(ref).items():
         out[title] = dg.MetadataValue.md(text)
+    if warnings := describe.warnings(ref):
+        out["warnings"] = dg.MetadataValue.md("\n".join(f"- {cell(w)}" for w in warnings))
     for picture in m.facts.get("pictures", []):
         stem = Path(picture).stem
         data = base64.b64encode((Path(ref.uri) / picture).read_bytes()).decode()

@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,15 +19,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_dagster import artifacts
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read, tally, write_json
 from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
-from nemotron_dagster.config.references import reveal
-from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
-from nemotron_dagster.jobs import payload_env
-from nemotron_dagster.jobs.target import JobHandle, State, Status, Submission, Target
+from nemotron_dagster.jobs.submission import gpus_per_node, here, interpreter, node_count, submission, variables
+from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
 from nemotron_dagster.project import Project, bundled
 
 _POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
@@ -102,7 +99,11 @@ def run_step(
     if status.state is not State.SUCCEEDED:
         raise _failure(spec.step, handle, place, status)
     with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
-        return publish_output(request, handle, place)
+        ref = publish_output(request, handle, place)
+    if spec.delivery is not None:
+        path = delivery.deliver(spec.delivery, ref)
+        reporter.log(f"{delivery.said(path, ref)}\n".encode())
+    return ref
 
 
 def submit(project: Project, target: Target, request: Request, reporter: Reporter) -> tuple[JobHandle, Slot]:
@@ -113,11 +114,14 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
             f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
             f"`nemotron steps show {step.id}` prints its contract."
         )
+    if spec.delivery is not None:
+        delivery.check(spec.delivery)
+    target.check()
     _check_inputs(request)
     place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
-    _check_hardware(target, spec)
-    _variables(spec)
-    python = _interpreter(project, spec, reporter)
+    check_hardware(target, spec)
+    variables(spec)  # a secret that is not set is told before anything is built
+    python = interpreter(project, spec, reporter.note)
     code = code_digest(step)
     with _claimed(request.artifact_root, place):
         if (found := _earlier(target, place, code)) is not None:
@@ -131,7 +135,8 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
         config = bind_output(spec, step.produces[0], place.output)
         directory = target.job_directory(key)
         write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code})
-        handle = target.submit(_submission(project, spec, key, python, directory, place, config))
+        layout = here(project, spec, directory, place.output, place.messages)
+        handle = target.submit(submission(spec, key, python, layout, config))
     return handle, place
 
 
@@ -174,8 +179,8 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     except ArtifactError as e:
         aside = set_aside(place)
         raise ArtifactError(
-            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}\n"
-            f"It lies in {aside} for a look."
+            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n"
+            f"{str(e).replace(str(place.output), str(aside))}\nIt lies in {aside} for a look."
         ) from e
     messages = read_messages(place.messages)
     reported: dict[str, Any] = {}
@@ -256,80 +261,26 @@ def _check_inputs(request: Request) -> None:
         artifacts.validate(port.type, path)
 
 
-def _check_hardware(target: Target, spec: JobSpec) -> None:
-    needed, offered = gpus_per_node(spec), target.hardware()
-    if offered is not None and needed > offered.gpus_per_node:
+def check_hardware(target: Target, spec: JobSpec) -> None:
+    offered = target.hardware()
+    if offered is None:
+        return
+    needed, nodes, workdir = gpus_per_node(spec), node_count(spec), spec.step.runspec and spec.step.runspec.workdir
+    if nodes > offered.nodes:
+        raise PreflightError(
+            f"{spec.step.id} -c {spec.config} needs {nodes} nodes; this target has {offered.nodes}. "
+            "Use -c tiny, a profile of a cluster (-r PROFILE), or run.env.nodes=1."
+        )
+    if workdir and not Path(workdir).is_dir():
+        raise PreflightError(
+            f"{spec.step.id} runs in {workdir}, which is not on this machine: it is part of its container image. "
+            "Use a profile that runs containers (-r PROFILE)."
+        )
+    if needed > offered.gpus_per_node:
         raise PreflightError(
             f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node; this target has {offered.gpus_per_node}. "
             "Use -c tiny, a profile with GPUs (-r PROFILE), or run.env.gpus_per_node=N."
         )
-
-
-def gpus_per_node(spec: JobSpec) -> int:
-    """GPUs per node: the config's or the profile's, else the runspec's."""
-    value = spec.environment.get("gpus_per_node")
-    if value is None and spec.step.runspec is not None:
-        value = spec.step.runspec.gpus_per_node
-    return int(value) if isinstance(value, int) else 1
-
-
-def _interpreter(project: Project, spec: JobSpec, reporter: Reporter) -> str:
-    named = spec.environment.get("python")
-    if named:
-        found = shutil.which(str(Path(named).expanduser()))
-        if not found:
-            raise PreflightError(f"{named}: no such interpreter. Mend `python` in the profile or drop it.")
-        return found
-    if spec.step.env == "engine":
-        return sys.executable
-    env = payload_env.find(project, spec.step.env)
-    return str(payload_env.build(env, reporter.note))
-
-
-def _variables(spec: JobSpec) -> tuple[dict[str, str], set[str]]:
-    """The job's ``env_vars`` with their secrets revealed, and the names of those that no file may hold.
-
-    Raises:
-        ProfileError: a secret's variable is not set.
-    """
-    written = {str(k): str(v) for k, v in (spec.environment.get("env_vars") or {}).items()}
-    revealed = {k: reveal(v) for k, v in written.items()}
-    return revealed, {k for k, v in revealed.items() if is_secret(k) or looks_secret(v) or "${" in written[k]}
-
-
-def _submission(
-    project: Project, spec: JobSpec, key: str, python: str, directory: Path, place: Slot, config: dict[str, Any]
-) -> Submission:
-    import yaml
-
-    step, env = spec.step, spec.environment
-    assert step.runspec is not None
-    file = directory / "config.yaml"
-    processes = int(env.get("nproc_per_node") or env.get("nprocs_per_node") or gpus_per_node(spec) or 1)
-    command = [python]
-    if step.runspec.launch == "torchrun" and processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(step.script), "--config", str(file), *spec.passthrough]
-    startup = env.get("startup_commands") or []
-    if startup:
-        command = ["bash", "-c", " && ".join([*startup, "exec " + shlex.join(command)])]
-    roots = [str(p) for p in project.folders("steps")]
-    variables, hidden = _variables(spec)
-    return Submission(
-        key=key,
-        step=step.id,
-        argv=tuple(command),
-        env={
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "NEMOTRON_STEP_DIR": str(step.directory.resolve()),
-            "NEMOTRON_MESSAGES": str(place.messages),
-            **{k: v for k, v in variables.items() if k not in hidden},
-        },
-        secrets={k: v for k, v in variables.items() if k in hidden},
-        cwd=str(directory),
-        files={"config.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True)},
-    )
 
 
 @contextmanager

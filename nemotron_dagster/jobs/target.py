@@ -19,6 +19,7 @@ from nemotron_dagster.project import Project
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+    from nemotron_dagster.config.compile import Relocation
     from nemotron_dagster.jobs.settings import CommonSettings
 
 
@@ -44,17 +45,29 @@ class Status:
     reason: str = ""
 
 
+#: Stands for the key of a job that is only previewed, in its directory and in paths below it.
+ANY_KEY = "{key}"
+
+
 @dataclass(frozen=True)
 class Submission:
     """One job as a target needs it.
 
     Attributes:
         key: digest that names the job; submitting a known key adopts the job.
-        argv: the command, each argument exact (nothing passes a shell).
+        argv: the payload's command, each argument exact, without launcher and startup commands.
         env: variables set for the job beside those it inherits; written to disk, so never a secret.
-        secrets: variables that hold secrets; they reach the job's process and no file.
-        cwd: working directory of the command.
+        secrets: variables that hold secrets; they reach the job's process and no file but a private one.
+        cwd: the job's own directory, as the job sees it.
         files: name -> text, written to the job's directory before it starts.
+        python: the interpreter of the payload; the first word of ``argv`` unless a template gave the command.
+        launch: python | torchrun | ray.
+        image: container image, where the target runs containers.
+        gpus_per_node, processes_per_node: what the job gets on each node, and what torchrun starts there.
+        mounts: storage the job sees, in the target's own form.
+        startup: shell commands run before the payload, once per node.
+        workdir: directory the payload starts in; default: the target's.
+        mode: local | run | batch.
     """
 
     key: str
@@ -63,6 +76,45 @@ class Submission:
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     cwd: str = "/"
+    files: Mapping[str, str] = field(default_factory=dict)
+    python: str = "python"
+    launch: str = "python"
+    image: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 0
+    processes_per_node: int = 1
+    mounts: tuple[Any, ...] = ()
+    startup: tuple[str, ...] = ()
+    workdir: str | None = None
+    mode: str = "local"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What submitting a job would do, exactly; names of variables, never values of secrets.
+
+    Attributes:
+        command: what the target runs (locally) or what submits it.
+        script: the batch script, where there is one.
+        request: the body of the request, where there is one.
+        before: commands that run first where what they make is missing: importing an image, cloning a repository.
+        files: name -> text of what is written to the job's directory.
+    """
+
+    target: str
+    command: tuple[str, ...]
+    directory: str
+    workdir: str
+    nodes: int
+    gpus_per_node: int
+    processes_per_node: int
+    image: str | None = None
+    mounts: tuple[Any, ...] = ()
+    env: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    script: str | None = None
+    request: Mapping[str, Any] | None = None
+    before: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -84,10 +136,17 @@ class Hardware:
     """What a target offers one job."""
 
     gpus_per_node: int
+    nodes: int = 1
 
 
 class Target(Protocol):
     """A place where jobs run."""
+
+    def check(self) -> None:
+        """Raise TargetError where this target takes no jobs; asked before anything is built or written."""
+
+    def preview(self, job: Submission) -> Preview:
+        """What ``submit`` would do. Touches neither disk nor network."""
 
     def job_directory(self, key: str) -> Path:
         """Where the job's files lie."""
@@ -131,7 +190,8 @@ def target_module(project: Project, executor: str) -> ModuleType:
     files = target_files(project)
     if executor not in files:
         raise ProfileError(
-            f"no target named {executor!r} in resources/.{did_you_mean(executor, files)} Available: {', '.join(files)}."
+            f"executor: no target named {executor!r} in resources/.{did_you_mean(executor, files)} "
+            f"Available: {', '.join(files)}."
         )
     file, name = files[executor], f"nemotron_resources_{executor}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -188,6 +248,23 @@ def make_target(project: Project, profile: str | None, settings: Mapping[str, An
     """
     executor, parsed = parse_settings(project, profile, settings)
     return target_module(project, executor).make_target(parsed, project.state)  # type: ignore[no-any-return]
+
+
+def relocation_of(
+    project: Project, profile: str | None, settings: Mapping[str, Any], image: str | None = None
+) -> Relocation | None:
+    """Where the project's folder and the job's own directory lie for a job there; None where nothing is moved.
+
+    ``image`` is the runspec's: it counts where the settings name none.
+
+    Raises:
+        ProfileError: as ``make_target``.
+    """
+    named = any(settings.get(k) for k in ("container_image", "container", "image"))
+    values = settings if named or not image else {**settings, "container_image": image}
+    executor, parsed = parse_settings(project, profile, values)
+    find = getattr(target_module(project, executor), "relocation", None)
+    return find(parsed) if find else None
 
 
 def parse_settings(project: Project, profile: str | None, settings: Mapping[str, Any]) -> tuple[str, CommonSettings]:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,8 +69,10 @@ def result(**facts: Any) -> None:
         print(json.dumps(facts, indent=2, default=str), flush=True)
 
 
-def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
+def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[str] = ()) -> dict[str, Any]:
     """Read ``--config FILE`` (default: ``default``), resolve its interpolations and return plain data.
+
+    Those below the root keys ``literal`` stay as they are written.
 
     ``${oc.env:NEMOTRON_STEP_DIR}`` names the step's own folder, whoever started it.
 
@@ -83,12 +86,20 @@ def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)  # its name since OmegaConf 2.4
+    for name, resolver in {"manifest": _manifest, "mul": _product}.items():
+        register(name, resolver, replace=True)
     os.environ.setdefault("NEMOTRON_STEP_DIR", str(default.resolve().parent.parent))
     if not args.config.is_file():
         raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=True)
+        loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=False)
+        if isinstance(loaded, dict):
+            kept = {k: loaded.pop(k) for k in literal if k in loaded}
+            loaded = {**OmegaConf.to_container(OmegaConf.create(loaded), resolve=True), **kept}
     except (OmegaConfBaseException, YAMLError) as e:
+        if isinstance(e.__cause__, PayloadError):
+            raise e.__cause__ from e
         text = " ".join(str(e).split())
         raise PayloadError(
             "config_invalid", f"{args.config}: {text}", "Give that key a value, or mend the file."
@@ -98,10 +109,32 @@ def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
     return {str(k): v for k, v in loaded.items() if k != "run"}
 
 
-def run(main: Callable[[dict[str, Any]], None], default_config: Path) -> NoReturn:
+def _manifest(directory: str, key: str) -> str:
+    """``${manifest:DIR,KEY}``: a value of the ``manifest.json`` that a data step wrote to DIR.
+
+    Raises:
+        PayloadError: no such file, or it has no such key.
+    """
+    file = Path(directory).expanduser() / "manifest.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise PayloadError("config_invalid", f"{file}: {e}", "Run the data step, or give the path itself.") from e
+    if not isinstance(data, dict) or key not in data:
+        has = ", ".join(data) if isinstance(data, dict) else ""
+        raise PayloadError("config_invalid", f"{file}: has no key {key!r}; it has: {has or 'nothing'}", "Mend the key.")
+    return str(data[key])
+
+
+def _product(*factors: float) -> float:
+    """``${mul:a,b}`` of NeMo-RL."""
+    return math.prod(factors)
+
+
+def run(main: Callable[[dict[str, Any]], None], default_config: Path, literal: Sequence[str] = ()) -> NoReturn:
     """Run ``main(config)`` and exit with the contract's status; a ``PayloadError`` is told without a traceback."""
     try:
-        main(load_config(default_config))
+        main(load_config(default_config, literal=literal))
     except PayloadError as e:
         _send("error", name=e.name, message=e.message, recovery=e.recovery)
         print(f"error: {e.message}" + (f"\n{e.recovery}" if e.recovery else ""), file=sys.stderr, flush=True)
