@@ -407,7 +407,10 @@ def test_release_is_an_iteration_and_an_unfinished_save_after_the_tracked_one_is
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: (p / "latest_checkpointed_iteration.txt").write_text("15"), "names iter_0000015, which is not there"),
+        (
+            lambda p: (p / "latest_checkpointed_iteration.txt").write_text("15"),
+            "names iter_0000015, which is not there",
+        ),
         (lambda p: (p / "latest_checkpointed_iteration.txt").write_text("ten"), "holds 'ten', neither a number"),
         (lambda p: (p / "latest_checkpointed_iteration.txt").write_text("-1"), "neither a number"),
         (lambda p: (p / "latest_checkpointed_iteration.txt").write_text(""), "neither a number"),

@@ -96,6 +96,9 @@ def score(found: Any, where: str, counted: bool, problems: Problems) -> Score | 
             rest.pop(name, None)
     if not _finite(rest.get("chance")):
         rest.pop("chance", None)
+    for name, number in (("baseline", "value"), ("difference", "mean")):
+        if name in rest:
+            rest[name] = {k: rest[name][k] for k in (number, "stderr", "n") if _finite(rest[name].get(k))}
     return Score(**rest)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemotron_dagster.artifacts.markdown import cell, table
+from nemotron_dagster.artifacts.markdown import table
 from nemotron_dagster.artifacts.types import _harnesses
 from nemotron_dagster.artifacts.types._documents import read_json
 from nemotron_dagster.artifacts.types._files import why
@@ -37,7 +37,7 @@ def validate(path: Path) -> dict[str, Any]:
 
     Returns:
         Facts: model, backend, scores (one mapping per task and metric: task, metric, value, stderr, ci95, n, chance
-        and, where an earlier run was compared, baseline and difference; the first 200), scores_total, tasks, samples,
+        and, where an earlier run was compared, baseline and difference; of more than 200, groups first), scores_total, tasks, samples,
         baseline (that run's model), source (the file that scores were read from), raw (files they agree with).
 
     Raises:
@@ -45,7 +45,8 @@ def validate(path: Path) -> dict[str, Any]:
     """
     results, more = _check(path)
     kept = []
-    for s in results.scores[:_KEPT]:
+    ordered = results.scores if len(results.scores) <= _KEPT else sorted(results.scores, key=lambda s: not s.group)
+    for s in ordered[:_KEPT]:
         interval = s.interval()
         kept.append(asdict(s) | {"ci95": [round(x, 6) for x in interval] if interval else None})
     counts = {s.task: s.n for s in results.scores if s.n and not s.group}
@@ -214,7 +215,7 @@ def tables(facts: Mapping[str, Any]) -> dict[str, str]:
         before, change = s.get("baseline") or {}, s.get("difference") or {}
         row = [s["task"], s["metric"], *([_number(before.get("value")), _signed(change)] if compared else [])]
         row += [_number(s["value"]), _number(s.get("stderr")), _range(s.get("ci95")), s.get("n"), s.get("chance")]
-        rows.append([None if c is None else cell(c) for c in row])
+        rows.append(row)
     return {"scores": table([*head, "chance"], rows)}
 
 
