@@ -75,7 +75,7 @@ def llama_config(**changed: Any) -> dict[str, Any]:
 
 def tokenizer(folder: Path, template: str | None = TEMPLATE, size: int = 10) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    vocab = {f"t{n}": n for n in range(size)}
+    vocab = {token: n for n, token in enumerate([*(f"t{n}" for n in range(size - 2)), "t1t2", "t2t1"])}
     model = {"type": "BPE", "vocab": vocab, "merges": [["t1", "t2"]]}
     added = [{"id": 0, "content": "t0", "special": True}]
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "model": model}

@@ -11,6 +11,7 @@ from nemotron_dagster.artifacts.types._safetensors import Tensor
 #: Facts hold no more groups than this; the smallest are left out.
 MOST = 100
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_EXPERTS = (["experts"], ["shared_expert"], ["shared_experts"])
 _LEAVES = ("weight", "bias", "A_log", "D", "dt_bias", "weight_scale", "weight_scale_2", "input_scale", "default")
 
 
@@ -55,7 +56,8 @@ def _block(name: str) -> str:
         parts.pop()
     if "*" in parts:
         at = parts.index("*")
-        return ".".join(parts[max(at - 1, 0) : at + 2])
+        experts = parts[at + 2 : at + 3] if parts[at + 2 : at + 3] in _EXPERTS else []
+        return ".".join([*parts[max(at - 1, 0) : at + 2], *experts])
     return parts[-1]
 
 

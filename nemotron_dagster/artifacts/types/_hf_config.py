@@ -74,10 +74,16 @@ def sizes(config: Mapping[str, Any]) -> dict[str, int | None]:
     return {
         "vocab_size": whole(text, "vocab_size"),
         "hidden_size": whole(text, *_HIDDEN),
-        "layers": whole(text, "num_hidden_layers", "n_layer", "n_layers"),
+        "layers": whole(text, "num_hidden_layers", "n_layer", "n_layers") or _listed_layers(text),
         "heads": heads,
         "kv_heads": whole(text, "num_key_value_heads", "n_kv_heads") or heads,
     }
+
+
+def _listed_layers(text: Mapping[str, Any]) -> int | None:
+    """Hybrid models name the kind of every layer, in a list or in a text of one letter each."""
+    found = text.get("layers_block_type") or text.get("hybrid_override_pattern")
+    return len(found) if isinstance(found, list | str) and found else None
 
 
 def embedding_rows(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> int | None:

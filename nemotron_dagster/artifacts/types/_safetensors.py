@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,31 +141,29 @@ def _metadata(found: Any, file: Path, problems: Problems) -> dict[str, str]:
 
 
 def _tensor(file: Path, name: str, entry: Any, begin: int, problems: Problems) -> Tensor | None:
-    where = f"{file}: tensor {_named(name)}"
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        problems.add(f"{where} has no dtype, shape and data_offsets. {_AGAIN}")
+    wrong = _wrong(entry)
+    if wrong is not None:
+        problems.add(f"{file}: tensor {_named(name)} {wrong}. {_AGAIN}")
         return None
+    start, stop = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    return Tensor(name, entry["dtype"], shape, prod(shape), begin + start, begin + stop)
+
+
+def _wrong(entry: Any) -> str | None:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        return "has no dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        problems.add(f"{where} has the dtype {printable(dtype, 40)!r}, which safetensors does not know. {_AGAIN}")
-        return None
+        return f"has the dtype {printable(dtype, 40)!r}, which safetensors does not know"
     if not _naturals(shape) or len(shape) > _MOST_DIMENSIONS:
-        problems.add(f"{where} has the shape {printable(shape, 80)}, which is none. {_AGAIN}")
-        return None
+        return f"has the shape {printable(shape, 80)}, which is none"
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        problems.add(f"{where} has the offsets {printable(offsets, 80)}, which are none. {_AGAIN}")
-        return None
-    elements = 1
-    for n in shape:
-        elements *= n
-    bits = elements * BITS[dtype]
-    if bits != (offsets[1] - offsets[0]) * 8:
-        problems.add(
-            f"{where} has the wrong size: {dtype} of {printable(list(shape), 80)} in {offsets[1] - offsets[0]:,} "
-            f"bytes. {_AGAIN}"
-        )
-        return None
-    return Tensor(name, dtype, tuple(shape), elements, begin + offsets[0], begin + offsets[1])
+        return f"has the offsets {printable(offsets, 80)}, which are none"
+    held = offsets[1] - offsets[0]
+    if prod(shape) * BITS[dtype] != held * 8:
+        return f"has the wrong size: {dtype} of {printable(shape, 80)} in {held:,} bytes"
+    return None
 
 
 def _naturals(found: Any) -> bool:

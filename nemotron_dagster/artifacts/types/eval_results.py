@@ -37,8 +37,9 @@ def validate(path: Path) -> dict[str, Any]:
 
     Returns:
         Facts: model, backend, scores (one mapping per task and metric: task, metric, value, stderr, ci95, n, chance
-        and, where an earlier run was compared, baseline and difference; of more than 200, groups first), scores_total, tasks, samples,
-        baseline (that run's model), source (the file that scores were read from), raw (files they agree with).
+        and, where an earlier run was compared, baseline and difference; of more than 200 the groups first),
+        scores_total, tasks, samples, baseline (that run's model), source (the file that scores were read from), raw
+        (files that they agree with).
 
     Raises:
         ArtifactError: no results, a score that is no number, a task that failed, or a summary unlike the raw files.
