@@ -77,7 +77,8 @@ def tokenizer(folder: Path, template: str | None = TEMPLATE, size: int = 10) -> 
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {token: n for n, token in enumerate([*(f"t{n}" for n in range(size - 2)), "t1t2", "t2t1"])}
     model = {"type": "BPE", "vocab": vocab, "merges": [["t1", "t2"]]}
-    added = [{"id": 0, "content": "t0", "special": True}]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": 0, "content": "t0", **flags, "special": True}]
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "model": model}
     (folder / "tokenizer.json").write_text(json.dumps(whole))
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"chat_template": template} if template else {})

@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import model_files as make
@@ -125,6 +126,7 @@ def test_a_whole_model_is_described_without_torch(tmp_path: Path, shards: int, t
     assert (facts["parameters"], facts["dtypes"], facts["shards"]) == (wanted, {"F32": wanted}, shards)
     assert (facts["architecture"], facts["model_type"], facts["context_length"]) == ("LlamaForCausalLM", "llama", 64)
     assert (facts["hidden_size"], facts["layers"], facts["heads"], facts["kv_heads"]) == (8, 2, 4, 2)
+    assert facts["embedding_rows"] == 12
     assert facts["tied"] is tied and facts["tokenizer_size"] == 10 and facts["chat_template"] is True
     assert facts["notes"] == [] and "torch" not in sys.modules
     assert facts["bytes"] == sum(p.stat().st_size for p in tmp_path.glob("*.safetensors"))
@@ -258,7 +260,12 @@ def test_an_unknown_architecture_is_never_refused_for_its_shapes(tmp_path: Path,
 def test_names_and_sizes_that_nobody_foresaw_are_accepted(tmp_path: Path) -> None:
     shapes = {"a": (3, 2), "blocks.9999999999.w": (1,), "model.layers.99999999.x": (1,), "": (2,)}
     facts = artifacts.validate("checkpoint_hf", make.llama(tmp_path, shapes=shapes, model_type="odd"))
-    assert facts["parameters"] == 10
+    assert facts["parameters"] == 10 and facts["embedding_rows"] is None
+
+
+def test_a_hybrid_model_counts_its_layers_by_their_kinds(tmp_path: Path) -> None:
+    config = {"model_type": "nemotron_h", "num_hidden_layers": None, "hybrid_override_pattern": "M*-"}
+    refused("checkpoint_hf", make.llama(tmp_path, **config), "the weights lack 1 of 3 layers: 2")
 
 
 def test_experts_are_counted(tmp_path: Path) -> None:
@@ -305,7 +312,8 @@ def test_fingerprints_tell_tokenizers_and_templates_apart_and_nothing_else(tmp_p
 
     def rewrite(path: Path, merges: list[Any]) -> None:
         data = json.loads((path / "tokenizer.json").read_text())
-        data |= {"truncation": {"max_length": 9}, "padding": {}, "model": {**data["model"], "merges": merges}}
+        truncation = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+        data |= {"truncation": truncation, "padding": None, "model": {**data["model"], "merges": merges}}
         (path / "tokenizer.json").write_text(json.dumps(dict(reversed(data.items())), indent=2))
 
     plain = marks("plain", lambda p: None)
@@ -316,6 +324,24 @@ def test_fingerprints_tell_tokenizers_and_templates_apart_and_nothing_else(tmp_p
     named = [{"name": "tool", "template": "t"}, {"name": "default", "template": make.TEMPLATE}]
     assert marks("named", lambda p: edit(p / "tokenizer_config.json", chat_template=named)) == plain
     assert marks("none", lambda p: make.tokenizer(p, None)) == (plain[0], None)
+
+
+class Panic(BaseException):
+    """What the library's Rust code raises is no Exception."""
+
+
+@pytest.mark.parametrize("error", [Panic("boom"), ValueError("boom")])
+def test_where_the_library_is_there_the_tokenizer_must_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    class Library:
+        @staticmethod
+        def from_str(text: str) -> None:
+            json.loads(text)
+            raise error
+
+    monkeypatch.setitem(sys.modules, "tokenizers", SimpleNamespace(Tokenizer=Library))
+    refused("checkpoint_hf", make.llama(tmp_path), r"tokenizer\.json: does not load \(boom\)")
 
 
 def test_other_tokenizers_are_checked_by_their_own_format(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from nemotron_dagster.files import printable
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 _AGAIN = "Save or copy the model again."
-_BUSY = (*UNFINISHED, ".tmp", ".lock", ".aria2")
+_BUSY = (*UNFINISHED, ".tmp", ".aria2", ".safetensors.lock", ".json.lock", ".model.lock")
 
 
 @dataclass(frozen=True)

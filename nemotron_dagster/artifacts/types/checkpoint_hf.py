@@ -55,9 +55,10 @@ def validate(path: Path, finite: bool = False) -> dict[str, Any]:
 
     Returns:
         Facts: parameters, dtypes (parameters of each), architecture, model_type, context_length, vocab_size,
-        hidden_size, layers, heads, kv_heads, shards, bytes, tied, tokenizer (its file), tokenizer_size,
-        tokenizer_fingerprint, chat_template, chat_template_fingerprint, quantization, tensors (groups of tensors),
-        blocks (parameters of each), unused (safetensors files that nothing names), notes.
+        hidden_size, layers, heads, kv_heads, embedding_rows (token ids that the model takes), shards, bytes, tied,
+        tokenizer (its file), tokenizer_size, tokenizer_fingerprint, chat_template, chat_template_fingerprint,
+        quantization, tensors (groups of tensors), blocks (parameters of each), unused (safetensors files that nothing
+        names), notes.
 
     Raises:
         ArtifactError: naming the file and tensor of what is wrong.
@@ -93,6 +94,7 @@ def validate(path: Path, finite: bool = False) -> dict[str, Any]:
         "model_type": printable(config.get("model_type") or "?", 100),
         "context_length": _hf_config.context_length(config),
         **_hf_config.sizes(config),
+        "embedding_rows": _hf_config.embedding_rows(config, tensors),
         "shards": len(weights.headers),
         "bytes": sum(h.size for h in weights.headers),
         "tied": _hf_config.is_tied(tensors),
