@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nemotron_dagster import artifacts
+from nemotron_dagster.errors import ArtifactError
+
 VOCAB, HIDDEN, FFN, HEADS, KV, LAYERS = 12, 8, 16, 4, 2, 2
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "F8_E4M3": 1}
 Shapes = Mapping[str, tuple[int, ...]]
@@ -202,3 +207,16 @@ def megatron(folder: Path, iterations: Sequence[int] = (5, 10), **changed: Any) 
     (folder / "latest_checkpointed_iteration.txt").write_text(str(iterations[-1]))
     torch_file(folder / "latest_train_state.pt")
     return folder
+
+
+def refused(type_name: str, path: Path, message: str) -> str:
+    """Check that the artifact is refused with a message that matches; the message."""
+    with pytest.raises(ArtifactError, match=message) as error:
+        artifacts.validate(type_name, path)
+    return str(error.value)
+
+
+def edit(file: Path, **changed: Any) -> None:
+    """Change keys of a JSON file."""
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, **changed}))
