@@ -53,7 +53,7 @@ STEP: Keys = {
 }  # fmt: skip
 _PORT: Keys = {
     "type": _needed(_WORD), "description": _TEXT, "required": _FLAG, "bind": _KEYS, "from": _WORD, "name": _WORD,
-    "path": _WORD, "suffix": _TEXT,
+    "path": _WORD, "suffix": _TEXT, "deliver": _FLAG,
 }  # fmt: skip
 LISTS: Mapping[str, Keys] = {
     "consumes": _PORT,

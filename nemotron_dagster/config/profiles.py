@@ -287,4 +287,3 @@ def _has(data: Any, path: KeyPath) -> bool:
             return False
         data = data[part]
     return True
-
