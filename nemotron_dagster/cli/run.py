@@ -17,6 +17,7 @@ from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
+from nemotron_dagster.cli.failures import warn
 from nemotron_dagster.config.compile import JobSpec
 from nemotron_dagster.config.compose import config_path
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
@@ -76,14 +77,18 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
     project, step = find_project(), wanted.step
     if wanted.config_named != wanted.config:
         config_path(step, wanted.config)  # raises where there is none: it names the file as it was typed
+    environment, profile = load_environment(project.root), wanted.batch or wanted.profile
+    if wanted.force_squash:
+        settings = environment.profile(profile) if profile else {}
+        _knows_squash(project, str(settings.get("executor") or "local"))
     spec = compile_on(
         project,
         step,
         wanted.config_named,
         wanted.overrides,
-        profile=wanted.batch or wanted.profile,
+        profile=profile,
         mode=wanted.mode,
-        environment=load_environment(project.root),
+        environment=environment,
         passthrough=wanted.passthrough,
         offered={name: str(ref.path) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
@@ -91,8 +96,8 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
     )
     if submitting:
         make_target(project, spec.profile, spec.environment).check()
-    if wanted.force_squash:
-        _knows_squash(project, str(spec.environment.get("executor") or "local"))
+    for note in spec.notes:
+        warn(f"Warning: {note}")
     return spec
 
 

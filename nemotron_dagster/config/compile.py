@@ -39,6 +39,7 @@ class JobSpec:
         external: input ports whose path the user gave, with that path on this machine.
         explicit_output: the output directory the user gave, or None for a managed one.
         follows: values that are made of an output directory, with a mark in its place.
+        notes: what is worth a look before it runs.
         delivery: the file to which the managed output is copied when it is published.
     """
 
@@ -55,6 +56,7 @@ class JobSpec:
     job: dict[str, Any] = field(default_factory=dict)
     follows: tuple[tuple[tuple[Any, ...], str], ...] = ()
     delivery: Delivery | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -109,8 +111,7 @@ def compile_job(
     loaded = merged(files)
     pairs = parse_dotlist(overrides)
     check_secrets(pairs)
-    if not allow_unknown:
-        check_overrides(step, pairs, merge(_default(step), loaded))
+    notes = [] if allow_unknown else check_overrides(step, pairs, merge(_default(step), loaded))
     cli = _cli(config or file.stem, overrides, passthrough, argv)
     job = build_job(step, loaded, pairs, cli, profile, mode, environment or Environment())
 
@@ -146,6 +147,7 @@ def compile_job(
         job=job,
         follows=follows,
         delivery=wanted(step, train, here),
+        notes=tuple(notes),
     )
 
 

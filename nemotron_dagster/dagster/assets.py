@@ -159,6 +159,8 @@ def _materialize(
         here=project.root,
         artifacts=root,
     )
+    for note in spec.notes:
+        context.log.warning(note)
     lacking = [p for p in node.inputs if p not in given and p not in spec.external]
     if lacking and not in_catalog:
         raise PreflightError(f"{node.name}: {node.inputs[lacking[0]]} was never materialized. Materialize it first.")

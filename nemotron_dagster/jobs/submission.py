@@ -187,10 +187,10 @@ def interpreter(project: Project, spec: JobSpec, say: Callable[[str], None] | No
 
 
 def _processes(spec: JobSpec) -> int:
-    """Processes per node. Slurm's own key comes first on Slurm, the cloud's elsewhere: profiles may carry both."""
+    """Processes per node: torchrun's own key says it best. Slurm's comes before the cloud's on Slurm, else after it."""
     keys = ["nproc_per_node", "nprocs_per_node", "ntasks_per_node"]
     if spec.environment.get("executor") == "slurm":
-        keys = ["ntasks_per_node", "nproc_per_node", "nprocs_per_node"]
+        keys = ["nproc_per_node", "ntasks_per_node", "nprocs_per_node"]
     named = next((n for n in (_number(spec, key) for key in keys) if n), None)
     return named or gpus_per_node(spec) or 1
 

@@ -21,6 +21,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,8 +87,10 @@ def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    for name, resolver in {"manifest": _manifest, "mul": _product}.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OmegaConf 2.4 renamed it to what in 2.3 is another function
+        for name, resolver in {"manifest": _manifest, "mul": _product}.items():
+            OmegaConf.register_new_resolver(name, resolver, replace=True)
     os.environ.setdefault("NEMOTRON_STEP_DIR", str(default.resolve().parent.parent))
     if not args.config.is_file():
         raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
