@@ -9,15 +9,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemotron_dagster.catalog.fields import Table
+from nemotron_dagster.catalog.locks import LOCKS
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
-from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.errors import ConfigError, did_you_mean
 from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
 _STEP_KEYS = {
     "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
     "payload", "env", "resumable", "freeform", "literal",
 }  # fmt: skip
-_PORT_KEYS = {"type", "description", "required", "bind", "from", "name", "path", "suffix"}
+_PORT_KEYS = {
+    "consumes": {"type", "description", "required", "bind", "from", "name", "path", "suffix", "locks"},
+    "produces": {"type", "description", "required", "bind", "from", "name", "path", "suffix"},
+}
 _TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
 _RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
@@ -165,7 +169,7 @@ def _default_config(config: Table) -> str:
 def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
     ports: dict[str, Port] = {}
     for table in doc.tables(kind):
-        table.known(_PORT_KEYS, f"[[{kind}]]")
+        table.known(_PORT_KEYS[kind], f"[[{kind}]]")
         if "type" not in table.values:
             raise table.error(None, f"a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
         port_type = table.text_of("type")
@@ -186,8 +190,18 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             path=path,
             suffix=keys[0][1] if keys else table.text_of("suffix"),
             also=tuple(keys[1:]),
+            locks=_locks(table),
         )
     return tuple(ports.values())
+
+
+def _locks(table: Table) -> tuple[str, ...]:
+    locks = table.texts("locks")
+    for name in locks:
+        if name not in LOCKS:
+            hint = did_you_mean(name, LOCKS) or f" Locks: {', '.join(LOCKS)}."
+            raise table.error("locks", f"unknown lock {name!r}.{hint}")
+    return locks
 
 
 def _binds(table: Table, kind: str) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ class Port:
         source: id of the default producer in the catalog pipeline (``from`` in step.toml).
         path: produced only: where below the output directory the artifact proper lies.
         suffix: consumed only: appended to the artifact's path before it fills the key.
+        locks: consumed only: what must fit beside the type, by the names of ``catalog/locks.py``.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Port:
     path: str = "."
     suffix: str = ""
     also: tuple[tuple[str, str], ...] = ()
+    locks: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[tuple[str, str], ...]:
