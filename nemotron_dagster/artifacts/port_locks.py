@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nemotron_dagster.artifacts.manifest import ArtifactRef
+from nemotron_dagster.artifacts import fingerprints
+from nemotron_dagster.artifacts.localize import local_path
+from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest
 from nemotron_dagster.catalog import Port, Step
 
 Severity = Literal["error", "warning"]
@@ -76,9 +78,9 @@ def subject_of(ref: ArtifactRef, facts: Mapping[str, Any] | None = None) -> Subj
     """A published artifact; ``facts`` where it was validated as another type than its own."""
     m = ref.manifest
     return Subject(
-        name="/".join(m.asset),
+        name="/".join(m.asset) or m.producer,
         type=ref.type,
-        path=str(ref.path),
+        path=str(local_path(ref)),
         facts=m.facts if facts is None else facts,
         reported=m.reported,
         tokenizers=_fingerprints(m, "tokenizer"),
@@ -90,13 +92,14 @@ def subject_of(ref: ArtifactRef, facts: Mapping[str, Any] | None = None) -> Subj
 
 def subject_at(type_name: str, path: Path | str, facts: Mapping[str, Any]) -> Subject:
     """Data that no manifest describes, with the facts of its validation."""
+    found = fingerprints.of(Path(path), facts, {})
     return Subject(
         name=str(path),
         type=type_name,
         path=str(path),
         facts=facts,
-        tokenizers=_some(facts.get("tokenizer_fingerprint")),
-        templates=_some(facts.get("chat_template_fingerprint")),
+        tokenizers=_some(facts.get("tokenizer_fingerprint"), found["tokenizer"]),
+        templates=_some(facts.get("chat_template_fingerprint"), found["chat_template"]),
     )
 
 
@@ -129,10 +132,9 @@ def _result(name: str, port: str, verdict: bool | None, message: str, severity: 
     return Result(name, port, verdict, severity, message)
 
 
-def _fingerprints(manifest: Any, kind: str) -> frozenset[str]:
+def _fingerprints(manifest: Manifest, kind: str) -> frozenset[str]:
     key = f"{kind}_fingerprint"
-    own = getattr(manifest, kind, None)
-    return _some(own, manifest.facts.get(key), manifest.reported.get(key))
+    return _some(getattr(manifest, kind), manifest.facts.get(key), manifest.reported.get(key))
 
 
 def _some(*found: Any) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
@@ -83,7 +84,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         mode=wanted.mode,
         environment=load_environment(project.root),
         passthrough=wanted.passthrough,
-        offered={name: str(ref.path) for name, ref in upstream(project, step).items()},
+        offered={name: str(local_path(ref)) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
     )
     if submitting:
@@ -201,7 +202,7 @@ def told(project: Project, name: str, key: tuple[str, ...]) -> dict[str, Any]:
         "name": name,
         "artifact": {"type": ref.type, "uri": ref.uri, "path": str(ref.path), "key": manifest.key},
         "summary": describe.summary(ref),
-        "pictures": [f"{ref.uri}/{p}" for p in manifest.facts.get("pictures", [])],
+        "pictures": [f"{ref.folder}/{p}" for p in manifest.facts.get("pictures", [])],
         "job": manifest.job,
     }
 
@@ -217,7 +218,7 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
     for k, v in describe.summary(ref).items():
         click.echo(f"    {k}: {v:,}" if isinstance(v, int) else f"    {k}: {v}")
     for picture in ref.manifest.facts.get("pictures", []):
-        click.echo(f"    picture: {ref.uri}/{picture}")
+        click.echo(f"    picture: {ref.folder}/{picture}")
     sys.stdout.flush()
 
 

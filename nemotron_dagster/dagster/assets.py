@@ -5,12 +5,12 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 import pydantic
 
+from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.config.overrides import to_dotlist
@@ -24,6 +24,9 @@ from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import JobHandle, make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
 from nemotron_dagster.project import Project
+
+if TYPE_CHECKING:
+    from nemotron_dagster.artifacts.places import Place
 
 _JOB_TAG = f"{HIDDEN_TAG_PREFIX}nemotron/job/"  # the UI leaves it out: nobody reads a handle there
 
@@ -54,7 +57,7 @@ def step_config(configs: tuple[str, ...], default: str) -> type[StepConfig]:
     return pydantic.create_model("StepConfig", __base__=StepConfig, config=(kind, pydantic.Field(default=default)))
 
 
-def pipeline_assets(project: Project, pipeline: Pipeline, root: Path) -> list[dg.AssetsDefinition]:
+def pipeline_assets(project: Project, pipeline: Pipeline, root: "Place") -> list[dg.AssetsDefinition]:
     """One asset per node; ``root`` is the artifact root."""
     return [_asset(project, pipeline, node, root) for node in pipeline.nodes.values()]
 
@@ -76,7 +79,7 @@ def broken_steps(catalog: Catalog) -> list[dg.AssetSpec]:
     ]
 
 
-def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.AssetsDefinition:
+def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> dg.AssetsDefinition:
     step = node.step
     produced = step.produces[0]
     types = {p.name: p.type for p in step.consumes}
@@ -130,7 +133,7 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.A
 def _materialize(
     project: Project,
     node: Node,
-    root: Path,
+    root: "Place",
     context: dg.AssetExecutionContext,
     config: Any,
     profile: EnvProfile,
@@ -140,7 +143,7 @@ def _materialize(
     environment = load_environment(project.root)
     name = config.profile or context.run.tags.get("nemotron/profile") or node.profile or profile.name
     given = {port: ref for port, ref in inputs.items() if ref is not None}
-    upstream = {port: str(ref.path) for port, ref in given.items()}
+    upstream = {port: str(local_path(ref)) for port, ref in given.items()}
     in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
     paths = {p.bind: node.paths[p.name] for p in node.step.consumes if p.bind and p.name in node.paths}
     spec = compile_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -15,6 +15,9 @@ from nemotron_dagster.artifacts.store import latest, set_latest
 from nemotron_dagster.catalog import TypeGraph, load_catalog
 from nemotron_dagster.errors import ArtifactError, NemotronError
 from nemotron_dagster.project import find_project
+
+if TYPE_CHECKING:
+    from nemotron_dagster.artifacts.places import Place
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class ArtifactIOManager(dg.IOManager):
     """
 
     type: str
-    root: Path
+    root: Place
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         if not isinstance(obj, ArtifactRef) or not _types().accepts(self.type, obj.type):
@@ -71,7 +74,7 @@ def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
         out[title] = dg.MetadataValue.md(text)
     for picture in m.facts.get("pictures", []):
         stem = Path(picture).stem
-        data = base64.b64encode((Path(ref.uri) / picture).read_bytes()).decode()
+        data = base64.b64encode((ref.folder / picture).read_bytes()).decode()
         out[f"{stem} picture"] = dg.MetadataValue.md(f"![{stem}](data:image/png;base64,{data})")
     if text := describe.samples(ref):
         out["samples"] = dg.MetadataValue.md(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dagster import artifacts
+from nemotron_dagster.artifacts.localize import localized
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.port_locks import Result, Subject, check_all, subject_at, subject_of
 from nemotron_dagster.catalog import Port, Step
@@ -37,15 +38,16 @@ def check_inputs(spec: JobSpec, inputs: Mapping[str, ArtifactRef]) -> dict[str, 
 
 
 def upstream(step: Step, port: Port, ref: ArtifactRef) -> Subject:
-    """An artifact as the input of a port.
+    """An artifact as the input of a port, on this machine.
 
     Raises:
-        ArtifactError: it is of another type than the port's, and not valid as that.
+        ArtifactError: it cannot be had, or is of another type than the port's and not valid as that.
     """
     facts: dict[str, Any] | None = None
+    path = localized(ref)
     if ref.type != port.type:
         try:
-            facts = artifacts.validate(port.type, ref.path)
+            facts = artifacts.validate(port.type, path)
         except ArtifactError as e:
             raise ArtifactError(f"{step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}") from e
     return subject_of(ref, facts)
