@@ -137,6 +137,7 @@ def _for_this_machine(run: Any) -> dict[str, Any]:
 
 
 def _artifact_root() -> Path:
+    from nemotron_dagster.artifacts.places import scratch
     from nemotron_dagster.artifacts.store import artifact_root
 
-    return artifact_root(find_project())
+    return scratch(artifact_root(find_project()))  # a remote store is not asked while compiling

@@ -15,7 +15,7 @@ import dagster as dg
 from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.dagster.assets import EnvProfile, broken_steps, pipeline_assets
-from nemotron_dagster.dagster.io_managers import ArtifactIOManager
+from nemotron_dagster.dagster.io_managers import io_managers
 from nemotron_dagster.errors import ConfigError, PreflightError
 from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, load_pipelines
 from nemotron_dagster.project import Project
@@ -43,11 +43,10 @@ def build_definitions(project: Project) -> dg.Definitions:
         for p in pipelines
         if p.name != CATALOG
     ]
-    managers = {t: ArtifactIOManager(t, root) for t in catalog.types.parents}
     return dg.Definitions(
         assets=[*assets, *broken_steps(catalog)],
         jobs=jobs,
-        resources={**managers, "profile": EnvProfile()},
+        resources={**io_managers(catalog.types, root), "profile": EnvProfile()},
         executor=dg.in_process_executor,
     )
 
