@@ -37,10 +37,10 @@ def _rows(allowed: Iterable[str], wanted: str, fix: str) -> Callable[[Case], Ver
         total = sum(kinds.values())
         if not wrong:
             return True, f"All {total:,} rows of {case.subject.name} are {wanted}."
-        some = " and ".join(f"{n:,} {k}" for k, n in wrong.items())
+        some = ", ".join(f"{n:,} {k}" for k, n in wrong.items())
         return False, (
-            f"{case.step.id} takes {wanted} at {case.port.name}, but of the {total:,} rows of {case.subject.name} "
-            f"{some} rows are none. {fix}"
+            f"{case.step.id} takes {wanted} at {case.port.name}, but {sum(wrong.values()):,} of the {total:,} rows of "
+            f"{case.subject.name} are none ({some}). {fix}"
         )
 
     return rule

@@ -89,13 +89,14 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
     named = default if default in step.configs else (step.configs or ("default",))[0]
 
     key = dg.AssetKey(list(node.key))
+    sources = {port: pipeline.nodes[source].key for port, source in node.inputs.items()} | dict(node.assets)
 
     @dg.asset(
         key=key,
         check_specs=check_specs(key, step),
         ins={
-            port: dg.AssetIn(key=dg.AssetKey(list(pipeline.nodes[source].key)), metadata={"accepts": types[port]})
-            for port, source in node.inputs.items()
+            port: dg.AssetIn(key=dg.AssetKey(list(source)), metadata={"accepts": types[port]})
+            for port, source in sources.items()
         },
         group_name=step.category if pipeline.name == CATALOG else re.sub(r"\W", "_", pipeline.name),
         kinds=_kinds(pipeline, step),
@@ -171,9 +172,10 @@ def _materialize(
         allow_unknown=config.allow_unknown,
         artifacts=root,
     )
-    lacking = [p for p in node.inputs if p not in given and p not in spec.external]
+    wired = {**node.inputs, **{port: "/".join(key) for port, key in node.assets.items()}}
+    lacking = [p for p in wired if p not in given and p not in spec.external]
     if lacking and not in_catalog:
-        raise PreflightError(f"{node.name}: {node.inputs[lacking[0]]} was never materialized. Materialize it first.")
+        raise PreflightError(f"{node.name}: {wired[lacking[0]]} was never materialized. Materialize it first.")
     used = {port: given[port] for port in spec.bound}
     for port, ref in used.items():
         reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
