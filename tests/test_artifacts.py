@@ -87,7 +87,7 @@ def test_a_truncated_gzip_is_said(tmp_path: Path) -> None:
 def checkpoint(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
-    (path / "tokenizer.json").write_text("{}")
+    (path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
     header = json.dumps({"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
     return path

@@ -73,7 +73,7 @@ def tab(environ: dict[str, str], project: Path) -> Tab:
         ("nemotron steps run rows --config=sm", ["--config=small"]),
         ("nemotron steps list --category de", ["demo"]),
         ("nemotron steps list --produces checkpoint_l", ["checkpoint_lora"]),
-        ("nemotron steps list --tag lo", ["lora"]),
+        ("nemotron steps list --tag lor", ["lora"]),
         ("nemotron steps run rows --allow", ["--allow-unknown"]),
         ("nemotron steps show nosuch", []),
         ("nemotron nosuch x", []),

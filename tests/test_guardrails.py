@@ -177,7 +177,7 @@ def test_the_models_own_need_is_told(tmp_path: Path) -> None:
     ("profile", "finding"),
     [
         ({"nodes": 1}, "error: names no executor"),
-        ({"executor": "slrum"}, "error: no target named 'slrum'.*Did you mean slurm"),
+        ({"executor": "slrum"}, "error: executor: no target named 'slrum'.*Did you mean slurm"),
         ({"executor": "slurm", "partition": "p", "account": "a"}, "error: slurm needs remote_job_dir"),
         ({"executor": "slurm", "remote_job_dir": "/x", "account": "a"}, "warning: slurm usually needs partition or"),
         ({k: v for k, v in CLOUD.items() if k != "app_id"}, "error: dgxcloud needs client_id or app_id"),

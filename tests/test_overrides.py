@@ -39,6 +39,7 @@ output_dir: ./out
 algorithm: first
 length: 2048
 steps: 10
+max_steps: 10
 weight: 0
 penalty_ratio: 5
 rate: 0.1
@@ -73,6 +74,7 @@ def step(project: Path) -> Step:
             r"^steps=abc: expected a whole number; the config holds 10\. Give steps such a value, or null\.$",
         ),
         ("steps=1.5", "steps=1.5: expected a whole number; the config holds 10"),
+        ("max_steps=1.5", "max_steps=1.5: expected a whole number; the config holds 10"),
         ("steps=1e3", "expected a whole number, like 1000"),
         ("steps=true", "expected a whole number"),
         ("steps=[1]", "expected a whole number, not a list"),
@@ -152,6 +154,26 @@ def test_an_override_that_cannot_be_meant_is_refused(step: Step, token: str, mes
 )
 def test_an_override_that_fits_is_set(step: Step, token: str, key: str, value: Any) -> None:
     assert get(compile_job(step, overrides=[token]).train, key) == value
+
+
+@pytest.mark.parametrize(
+    ("token", "notes"),
+    [
+        (
+            "kwargs.sizes=5",
+            ("kwargs.sizes is new to the config, whose section takes any key. If you mean kwargs.size",),
+        ),
+        ("kwargs.fused=true", ()),
+        ("kwargs.size2=5", ()),
+        ("kwargs.size=5", ()),
+        ("models[0].extra.anything=1", ()),
+    ],
+)
+def test_a_new_key_of_a_free_section_that_looks_mistyped_is_noted(
+    step: Step, token: str, notes: tuple[str, ...]
+) -> None:
+    found = compile_job(step, None, [token]).notes
+    assert len(found) == len(notes) and all(f.startswith(n) for f, n in zip(found, notes, strict=True))
 
 
 def test_run_takes_settings_and_artifact_references(step: Step) -> None:

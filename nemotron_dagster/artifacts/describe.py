@@ -86,6 +86,12 @@ def tables(ref: ArtifactRef) -> dict[str, str]:
     return out
 
 
+def warnings(ref: ArtifactRef) -> list[str]:
+    """What the validation and the payload did not like, but let pass."""
+    found = [*ref.manifest.facts.get("warnings", ()), *ref.manifest.reported.get("warnings", ())]
+    return list(dict.fromkeys(str(w) for w in found))
+
+
 def samples(ref: ArtifactRef) -> str:
     """A few entries as Markdown."""
     return artifact_type(ref.type).samples(ref.manifest.facts)

@@ -138,6 +138,7 @@ def bars(counts: Mapping[str, int | float], x: str, file: Path, limit: int = 20)
         text = f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
         axes.annotate(text, (value, i), va="center", xytext=(4, 0), textcoords="offset points")
     axes.margins(x=0.14)
+    axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v >= 10 or v == int(v) else f"{v:g}")
     axes.set_xlabel(x)
     return _save(figure, file)
 

@@ -83,7 +83,12 @@ class _Loaded:
         return str(self.module.LAYOUT)
 
     def validate(self, path: Path) -> dict[str, Any]:
-        return dict(self.module.validate(path))
+        try:
+            return dict(self.module.validate(path))
+        except OSError as e:
+            raise ArtifactError(
+                f"{e.filename or path}: cannot be read ({e.strerror or e}). Check it and its disk."
+            ) from e
 
     def figures(self, facts: Facts) -> dict[str, int | float | str]:
         return dict(self.module.figures(facts))

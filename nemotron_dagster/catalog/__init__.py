@@ -127,7 +127,8 @@ def load_catalog(project: Project) -> Catalog:
 
 def _load(project: Project) -> Catalog:
     roots = project.folders("steps")
-    types = load_types([f for r in roots if os.path.lexists(f := r / "types.toml")])
+    own = project.root / "artifacts" if project.root else None
+    types = load_types([f for r in roots if os.path.lexists(f := r / "types.toml")], own)
     steps: dict[str, Step] = {}
     broken: dict[str, ConfigError] = {}
     for root in roots:

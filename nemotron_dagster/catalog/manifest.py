@@ -11,19 +11,10 @@ from typing import Any
 from nemotron_dagster.catalog.fields import Table
 from nemotron_dagster.catalog.locks import LOCKS
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
+from nemotron_dagster.catalog.shape import LISTS, RUNSPEC, RUNSPEC_TABLES, STEP
 from nemotron_dagster.errors import ConfigError, did_you_mean
 from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
-_STEP_KEYS = {
-    "id", "name", "category", "description", "summary", "tags", "stack", "difficulty",
-    "payload", "env", "resumable", "freeform", "literal",
-}  # fmt: skip
-_PORT_KEYS = {
-    "consumes": {"type", "description", "required", "bind", "from", "name", "path", "suffix", "locks"},
-    "produces": {"type", "description", "required", "bind", "from", "name", "path", "suffix"},
-}
-_TABLES = {"step", "consumes", "produces", "parameters", "models", "strategies", "errors", "reference"}
-_RUNSPEC_KEYS = {"schema", "docs", "name", "image", "setup", "run", "config", "resources", "env"}
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+)*")
 _ID = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
@@ -37,11 +28,11 @@ def load_step(directory: Path, root: Path) -> Step:
         ConfigError: the manifest or the runspec is not readable or wrong, naming file, line and key. No other error.
     """
     doc = read_tables(f"{directory}/step.toml")
-    doc.known(_TABLES, "top level")
+    doc.known({"step", "reference", *LISTS}, "top level")
     if not isinstance(doc.values.get("step"), dict):
         raise doc.error(None, "has no [step] table. Add one with id, name and description.")
     step = doc.table("step")
-    step.known(_STEP_KEYS, "[step]")
+    step.known(STEP.keys(), "[step]")
     path_id = str(directory)[len(str(root)) + 1 :]
     if not path_id.isprintable() and printable(path_id) != path_id:
         raise doc.error(None, "the folder's path holds characters that cannot be printed. Rename the folder.")
@@ -97,11 +88,11 @@ def read_runspec(script: Path | str) -> Runspec | None:
     if not os.path.lexists(script):
         return None
     spec = runspec_table(script)
-    spec.known(_RUNSPEC_KEYS, "[tool.runspec]")
+    spec.known(RUNSPEC.keys(), "[tool.runspec]")
     run, config, resources, env = (spec.table(name) for name in ("run", "config", "resources", "env"))
-    run.known({"launch", "cmd", "workdir"}, "[tool.runspec.run]")
-    config.known({"dir", "default", "format"}, "[tool.runspec.config]")
-    resources.known({"nodes", "gpus_per_node"}, "[tool.runspec.resources]")
+    run.known(RUNSPEC_TABLES["run"].keys(), "[tool.runspec.run]")
+    config.known(RUNSPEC_TABLES["config"].keys(), "[tool.runspec.config]")
+    resources.known(RUNSPEC_TABLES["resources"].keys(), "[tool.runspec.resources]")
     launch = run.text_of("launch", "torchrun")
     if launch not in ("python", "torchrun", "ray"):
         raise run.error("launch", f"runspec launch {launch!r} is none of python, torchrun, ray. Use one of them.")
@@ -169,7 +160,7 @@ def _default_config(config: Table) -> str:
 def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
     ports: dict[str, Port] = {}
     for table in doc.tables(kind):
-        table.known(_PORT_KEYS[kind], f"[[{kind}]]")
+        table.known(LISTS[kind].keys(), f"[[{kind}]]")
         if "type" not in table.values:
             raise table.error(None, f"a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
         port_type = table.text_of("type")
@@ -191,6 +182,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             suffix=keys[0][1] if keys else table.text_of("suffix"),
             also=tuple(keys[1:]),
             locks=_locks(table),
+            deliver=table.flag("deliver", False),
         )
     return tuple(ports.values())
 
@@ -222,7 +214,7 @@ def _binds(table: Table, kind: str) -> list[tuple[str, str]]:
 
 
 def _parameter(table: Table) -> Parameter:
-    table.known({"name", "default", "description", "choices"}, "[[parameters]]")
+    table.known(LISTS["parameters"].keys(), "[[parameters]]")
     if "name" not in table.values:
         raise table.error(None, "a [[parameters]] entry has no name. Name the config key that it describes.")
     choices = table.values.get("choices", [])

@@ -18,7 +18,8 @@ class Port:
         also: further keys that the same artifact fills, each with its own suffix.
         source: id of the default producer in the catalog pipeline (``from`` in step.toml).
         path: produced only: where below the output directory the artifact proper lies.
-        suffix: consumed only: appended to the artifact's path before it fills the key.
+        suffix: appended to the artifact's path before it fills the key; a produced file's name.
+        deliver: produced only: the config's own value of the key is a file to which the artifact is copied when done.
         locks: consumed only: what must fit beside the type, by the names of ``catalog/locks.py``.
     """
 
@@ -30,6 +31,7 @@ class Port:
     source: str | None = None
     path: str = "."
     suffix: str = ""
+    deliver: bool = False
     also: tuple[tuple[str, str], ...] = ()
     locks: tuple[str, ...] = ()
 

@@ -53,23 +53,23 @@ STEP: Keys = {
     "stack": _ANY, "difficulty": _ANY, "payload": _STATE, "env": _WORD, "resumable": _FLAG, "freeform": _TEXTS,
     "literal": _TEXTS,
 }  # fmt: skip
-_PORT: Keys = {
+PORT: Keys = {
     "type": _needed(_WORD), "description": _TEXT, "required": _FLAG, "bind": _KEYS, "from": _WORD, "name": _WORD,
-    "path": _WORD, "suffix": _TEXT,
+    "path": _WORD, "suffix": _TEXT, "deliver": _FLAG,
 }  # fmt: skip
 LISTS: Mapping[str, Keys] = {
-    "consumes": {**_PORT, "locks": _LOCKS},
-    "produces": _PORT,
+    "consumes": {**PORT, "locks": _LOCKS},
+    "produces": PORT,
     "parameters": {"name": _needed(_WORD), "description": _TEXT, "default": _ANY, "choices": _LIST},
     "models": {"name": _needed(_WORD), "description": _TEXT, "min_gpus": _COUNT},
     "strategies": {"when": _needed(_WORD), "then": _needed(_WORD)},
     "errors": {"name": _needed(_WORD), "recovery": _needed(_WORD)},
 }
-_RUNSPEC: Keys = {
+RUNSPEC: Keys = {
     "schema": _WORD, "docs": _TEXT, "name": _TEXT, "image": _WORD, "setup": _TEXT, "env": _TABLE, "run": _TABLE,
     "config": _TABLE, "resources": _TABLE,
 }  # fmt: skip
-_RUNSPEC_TABLES: Mapping[str, Keys] = {
+RUNSPEC_TABLES: Mapping[str, Keys] = {
     "run": {"launch": _WORD, "cmd": _WORD, "workdir": _WORD},
     "config": {"dir": _WORD, "default": _WORD, "format": _FORMAT},
     "resources": {"nodes": _NODES, "gpus_per_node": _COUNT},
@@ -114,8 +114,8 @@ def manifest_problems(doc: Mapping[str, Any]) -> Iterator[Problem]:
 
 def runspec_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """The same for the ``[tool.runspec]`` table of a step.py."""
-    yield from _table("tool.runspec", 0, "[tool.runspec]", spec, _RUNSPEC)
-    for name, keys in _RUNSPEC_TABLES.items():
+    yield from _table("tool.runspec", 0, "[tool.runspec]", spec, RUNSPEC)
+    for name, keys in RUNSPEC_TABLES.items():
         if isinstance(table := spec.get(name, {}), dict):
             header = f"tool.runspec.{name}"
             yield from _table(header, 0, f"[{header}]", table, keys)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nemotron_dagster.catalog.fields import Table
 from nemotron_dagster.catalog.manifest import read_tables
+from nemotron_dagster.catalog.own_types import declared
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
 
@@ -39,8 +40,8 @@ class TypeGraph:
             raise ConfigError(f"{where}: unknown artifact type {name!r}.{hint}")
 
 
-def load_types(files: list[Path]) -> TypeGraph:
-    """Merge ``types.toml`` files; earlier files win.
+def load_types(files: list[Path], own: Path | None = None) -> TypeGraph:
+    """Merge ``types.toml`` files, earlier ones winning, below what the modules in the folder ``own`` declare.
 
     Raises:
         ConfigError: a file is malformed, a value has the wrong type, or ``is_a`` names no type.
@@ -49,6 +50,9 @@ def load_types(files: list[Path]) -> TypeGraph:
     converters: dict[str, dict[str, str]] = {}
     descriptions: dict[str, str] = {}
     tables: dict[str, Table] = {}
+    modules = declared(own) if own else {}
+    for name, module in modules.items():
+        parents[name], converters[name], descriptions[name] = module.is_a, module.convert_to, module.description
     for file in files:
         doc = read_tables(file)
         for name in doc.values:
@@ -64,4 +68,9 @@ def load_types(files: list[Path]) -> TypeGraph:
             if parent not in parents:
                 hint = did_you_mean(parent, parents) or " Add a table for it."
                 raise table.error("is_a", f"{name} is_a {parent!r}, which is no type.{hint}")
+    for name, module in modules.items():
+        for parent in module.is_a:
+            if parent not in parents:
+                hint = did_you_mean(parent, parents) or " Write a module for it too."
+                raise ConfigError(f"{module.file}: {name} is_a {parent!r}, which is no type.{hint}")
     return TypeGraph(parents, converters, descriptions)

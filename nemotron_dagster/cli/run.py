@@ -13,11 +13,14 @@ from typing import Any
 
 import click
 
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
-from nemotron_dagster.config.compile import JobSpec, compile_job
+from nemotron_dagster.cli.failures import warn
+from nemotron_dagster.config.compile import JobSpec
+from nemotron_dagster.config.compose import config_path
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
@@ -73,24 +76,29 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         TargetError: with ``submitting``, the target takes no jobs.
     """
     project, step = find_project(), wanted.step
-    if wanted.config_named != wanted.config and not Path(str(wanted.config_named)).is_file():
-        compile_job(step, wanted.config)  # raises: it names the file as it was typed
+    if wanted.config_named != wanted.config:
+        config_path(step, wanted.config)  # raises where there is none: it names the file as it was typed
+    environment, profile = load_environment(project.root), wanted.batch or wanted.profile
+    if wanted.force_squash:
+        settings = environment.profile(profile) if profile else {}
+        _knows_squash(project, str(settings.get("executor") or "local"))
     spec = compile_on(
         project,
         step,
         wanted.config_named,
         wanted.overrides,
-        profile=wanted.batch or wanted.profile,
+        profile=profile,
         mode=wanted.mode,
-        environment=load_environment(project.root),
+        environment=environment,
         passthrough=wanted.passthrough,
         offered={name: str(local_path(ref)) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
+        here=Path.cwd(),
     )
     if submitting:
         make_target(project, spec.profile, spec.environment).check()
-    if wanted.force_squash:
-        _knows_squash(project, str(spec.environment.get("executor") or "local"))
+    for note in spec.notes:
+        warn(f"Warning: {note}")
     return spec
 
 
@@ -130,7 +138,7 @@ def explain_keys(wanted: Wanted, keys: Sequence[str], as_json: bool) -> None:
 def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
     """Materialize one step of the catalog; the exit code."""
     refuse_planned(wanted.step)
-    compiled(wanted)
+    spec = compiled(wanted)
     settings: dict[str, Any] = {
         "overrides": dict(parse_dotlist(wanted.overrides)),
         "passthrough": list(wanted.passthrough),
@@ -140,6 +148,9 @@ def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
         settings["config" if wanted.config in wanted.step.configs else "config_file"] = wanted.config_named
     if wanted.profile:
         settings["profile"] = wanted.profile
+    if spec.delivery is not None:  # told before Dagster is imported; and only this process knows the user's directory
+        delivery.check(spec.delivery)
+        settings["overrides"][spec.delivery.key] = str(spec.delivery.path)
     key = tuple(wanted.step.id.split("/"))
     return materialize_and_tell(find_project(), [(wanted.step.id, key)], {key: settings}, verbose, as_json=as_json)
 
@@ -202,6 +213,7 @@ def told(project: Project, name: str, key: tuple[str, ...]) -> dict[str, Any]:
         "name": name,
         "artifact": {"type": ref.type, "uri": ref.uri, "path": str(ref.path), "key": manifest.key},
         "summary": describe.summary(ref),
+        "warnings": describe.warnings(ref),
         "pictures": [f"{ref.folder}/{p}" for p in manifest.facts.get("pictures", [])],
         "job": manifest.job,
     }
@@ -219,6 +231,8 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
         click.echo(f"    {k}: {v:,}" if isinstance(v, int) else f"    {k}: {v}")
     for picture in ref.manifest.facts.get("pictures", []):
         click.echo(f"    picture: {ref.folder}/{picture}")
+    for warning in describe.warnings(ref):
+        click.echo(f"Warning: {warning}", err=True)
     sys.stdout.flush()
 
 

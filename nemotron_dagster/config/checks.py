@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from nemotron_dagster.config.secrets import is_secret
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
 Path = tuple[Any, ...]
-#: Words of names whose number need not be whole, though a config may write it without a point.
+#: Last words of names whose number need not be whole, though a config may write it without a point.
 _FRACTIONS = {
     "ratio", "rate", "lr", "decay", "weight", "penalty", "threshold", "clip", "coef", "coeff", "factor", "scale",
     "temperature", "bonus", "advantage", "alpha", "beta", "epsilon", "score", "ranking", "percentile", "fraction",
@@ -43,8 +44,8 @@ def check_secrets(pairs: Iterable[tuple[str, Any]]) -> None:
                 )
 
 
-def check_overrides(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping[str, Any]) -> None:
-    """Refuse an override that the step's config cannot take.
+def check_overrides(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping[str, Any]) -> list[str]:
+    """Refuse an override that the step's config cannot take; notes on those that are taken and look mistyped.
 
     ``known`` is the compiled config merged over the step's default one. A key is free below a section that the
     manifest declares ``freeform``, below ``run.env``, and where the config's own value is null or empty.
@@ -53,13 +54,15 @@ def check_overrides(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping
         ConfigError: unknown key, a value of a wrong type, or one that the manifest's choices exclude.
     """
     known = merge(_SYSTEM, known)
+    notes: list[str] = []
     for key, value in pairs:
         whole = parse_key(key)
         if value == {}:
             continue
         for path, leaf in _flat(whole, value):
             if not _chosen(step, join(path), leaf, ""):
-                _check(step, path, leaf, known)
+                notes += _check(step, path, leaf, known)
+    return notes
 
 
 def check_choices(step: Step, train: Mapping[str, Any], where: str) -> None:
@@ -106,7 +109,8 @@ def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _check(step: Step, path: Path, value: Any, known: Mapping[str, Any]) -> None:
+def _check(step: Step, path: Path, value: Any, known: Mapping[str, Any]) -> list[str]:
+    """Raises ConfigError: the override does not fit. What is returned is worth a look."""
     parameters = [p.name for p in step.parameters]
     binds = [k for p in (*step.consumes, *step.produces) for k, _ in p.keys]
     named = [parse_key(n) for n in (*parameters, *binds)]
@@ -115,7 +119,7 @@ def _check(step: Step, path: Path, value: Any, known: Mapping[str, Any]) -> None
     shown: tuple[Any, ...] = ()
     for i, part in enumerate(path):
         if node is None or node == {} or (isinstance(node, str) and "${" in node):
-            return
+            return []
         found = child(node, part)
         if found is ABSENT:
             path = (*shown, *path[i:])
@@ -124,9 +128,9 @@ def _check(step: Step, path: Path, value: Any, known: Mapping[str, Any]) -> None
                     f"{join(path)}={_short(value)}: {join(path[:i])} has {len(node)} items, counted from 0."
                 )
             if _system_key(path, value):
-                return
+                return []
             if free and isinstance(node, Mapping):
-                return
+                return [] if any(n[: len(path)] == path for n in named) else _resembling(path, i, node)
             raise ConfigError(_unknown(step, path, i, node))
         shown, node = (*shown, found), node[found]
     path = shown
@@ -136,6 +140,18 @@ def _check(step: Step, path: Path, value: Any, known: Mapping[str, Any]) -> None
             f"{join(path)}={_short(value)}: {expected}; the config holds {_short(node)}. "
             f"Give {join(path)} such a value, or null."
         )
+    return []
+
+
+def _resembling(path: Path, depth: int, node: Mapping[str, Any]) -> list[str]:
+    """A note where a new key of a free section is nearly one that is there: the library behind may ignore it."""
+    part = str(path[depth])
+    siblings = [str(k) for k in node if str(k).strip("0123456789") != part.strip("0123456789")]
+    near = difflib.get_close_matches(part, siblings, n=1, cutoff=0.8)
+    if not near:
+        return []
+    new, meant = join(path[: depth + 1]), join((*path[:depth], near[0]))
+    return [f"{new} is new to the config, whose section takes any key. If you mean {meant}, write that."]
 
 
 def _system_key(path: Path, value: Any) -> bool:
@@ -185,7 +201,7 @@ def _mismatch(path: Path, present: Any, value: Any) -> str | None:
     if isinstance(value, (bool, str)):
         return f"expected {_kind(present)}"
     if isinstance(present, int) and isinstance(value, float):
-        fractional = present in (0, 1, -1) or bool(_FRACTIONS & set(path[-1].lower().split("_")))
+        fractional = present in (0, 1, -1) or path[-1].lower().split("_")[-1].rstrip("0123456789") in _FRACTIONS
         if not fractional:
             near = f", like {int(value)}" if value.is_integer() else ""
             return f"expected a whole number{near}"

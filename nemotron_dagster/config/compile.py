@@ -15,6 +15,7 @@ from nemotron_dagster.catalog.model import Port, Step
 from nemotron_dagster.config.artifact_references import is_reference
 from nemotron_dagster.config.checks import check_choices, check_overrides, check_secrets
 from nemotron_dagster.config.compose import Layer, config_path, layers, load_yaml, merged
+from nemotron_dagster.config.delivery import Delivery, wanted
 from nemotron_dagster.config.job import build_job
 from nemotron_dagster.config.keys import ABSENT, Key, change, get, join, leaves, merge, parse_key, put
 from nemotron_dagster.config.overrides import apply, parse_dotlist
@@ -38,6 +39,8 @@ class JobSpec:
         external: input ports whose path the user gave, with that path on this machine.
         explicit_output: the output directory the user gave, or None for a managed one.
         follows: values that are made of an output directory, with a mark in its place.
+        notes: what is worth a look before it runs.
+        delivery: the file to which the managed output is copied when it is published.
     """
 
     step: Step
@@ -52,6 +55,8 @@ class JobSpec:
     explicit_output: Path | None = None
     job: dict[str, Any] = field(default_factory=dict)
     follows: tuple[tuple[tuple[Any, ...], str], ...] = ()
+    delivery: Delivery | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -86,6 +91,7 @@ def compile_job(
     argv: Iterable[str] | None = None,
     relocation: Relocation | None = None,
     artifacts: Path | None = None,
+    here: Path | None = None,
 ) -> JobSpec:
     """Compile one job.
 
@@ -93,7 +99,8 @@ def compile_job(
     them a value (an override, or a config file of their own). ``offered`` does the same, but leaves an optional port
     alone where the config does not have its key: nobody asked for that artifact. ``argv`` is the command line after
     the step's id; ``relocation`` is where the target puts the code, if it moves it; ``artifacts`` is the root of our
-    own artifacts (default: that of the project around the working directory).
+    own artifacts (default: that of the project around the working directory); ``here`` is where the relative path of a
+    delivered file starts.
 
     Raises:
         ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
@@ -104,8 +111,7 @@ def compile_job(
     loaded = merged(files)
     pairs = parse_dotlist(overrides)
     check_secrets(pairs)
-    if not allow_unknown:
-        check_overrides(step, pairs, merge(_default(step), loaded))
+    notes = [] if allow_unknown else check_overrides(step, pairs, merge(_default(step), loaded))
     cli = _cli(config or file.stem, overrides, passthrough, argv)
     job = build_job(step, loaded, pairs, cli, profile, mode, environment or Environment())
 
@@ -123,9 +129,9 @@ def compile_job(
     kept = {k: v for k, v in run.items() if is_reference(v)}
     train |= {"run": kept} if kept else {}
     check_choices(step, train, str(file))
-    for path in given:
+    for path in (p for p in given if p[0] not in step.literal):
         change(train, path, lambda value: _rooted(value, places))
-    explicit = next((p.bind for p in step.produces if p.bind and _is_given(p.bind, given)), None)
+    explicit = next((p.bind for p in step.produces if p.bind and not p.deliver and _is_given(p.bind, given)), None)
     values = {port: get(train, bind) for port, bind in external.items()}
     return JobSpec(
         step=step,
@@ -140,6 +146,8 @@ def compile_job(
         explicit_output=Path(str(get(train, explicit))).expanduser().absolute() if explicit else None,
         job=job,
         follows=follows,
+        delivery=wanted(step, train, here),
+        notes=tuple(notes),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def config_path(step: Step, name: str | None) -> Path:
     """
     if step.runspec is None:
         raise ConfigError(f"{step.id}: has no step.py, so it cannot run. Add one, see docs/steps.md.")
-    name = name or step.runspec.default_config
+    name = step.runspec.default_config if name is None else name
     if "/" in name or name.endswith((".yaml", ".yml")):
         return _named_file(step, name)
     for suffix in (".yaml", ".yml"):
@@ -75,7 +76,7 @@ def layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     Raises:
         ConfigError: unreadable, malformed (with its position), a missing base or a cycle.
     """
-    if path.resolve() in [p.resolve() for p in chain]:  # but bases lie beside the link, not its target
+    if os.path.realpath(path) in [os.path.realpath(p) for p in chain]:  # but bases lie beside the link, not its target
         raise ConfigError(
             f"configs include each other in a circle: {' -> '.join(str(p) for p in (*chain, path))}. "
             "Remove one of these `defaults`."

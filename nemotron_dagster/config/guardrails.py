@@ -235,15 +235,12 @@ def _facts(case: Case, runspec: Runspec | None) -> Facts:
 
 def _config(step: Step, name: str | None) -> dict[str, Any]:
     """The step's config with what can be resolved here resolved; what cannot stays as written."""
-    from omegaconf import OmegaConf
-
     from nemotron_dagster.config.compose import config_path, load_yaml
     from nemotron_dagster.config.references import resolve
 
     if step.runspec is None:
         return {}
-    plain = OmegaConf.to_container(load_yaml(config_path(step, name)))
-    return resolve({str(k): v for k, v in plain.items()})[0] if isinstance(plain, dict) else {}
+    return resolve(load_yaml(config_path(step, name)))[0]
 
 
 def _without(settings: Mapping[str, Any], failed: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:

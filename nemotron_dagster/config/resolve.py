@@ -136,8 +136,9 @@ def _for_this_machine(run: Any) -> dict[str, Any]:
     return dict(read(run, ()))
 
 
-def _artifact_root() -> Path:
-    from nemotron_dagster.artifacts.places import scratch
+def _artifact_root() -> Path | None:
+    """Our own artifacts, where they lie on this machine: no store is asked while compiling."""
     from nemotron_dagster.artifacts.store import artifact_root
 
-    return scratch(artifact_root(find_project()))  # a remote store is not asked while compiling
+    root = artifact_root(find_project())
+    return root if isinstance(root, Path) else None

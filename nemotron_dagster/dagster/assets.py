@@ -47,7 +47,8 @@ class StepConfig(dg.Config):
     mode: Literal["auto", "local", "run", "batch"] = pydantic.Field(
         "auto", description="How the profile is used: as -r does (run) or as -b does (batch); auto: run, or local."
     )
-    overrides: dict[str, Any] = pydantic.Field({}, description="Config keys (dotted or nested) and their values.")
+    # null is a value: without it Dagster refuses `key=null` with an internal error
+    overrides: dict[str, Any | None] = pydantic.Field({}, description="Config keys (dotted or nested), their values.")
     passthrough: list[str] = pydantic.Field([], description="Arguments handed to step.py as they are.")
     allow_unknown: bool = pydantic.Field(False, description="Accept override keys that the config does not have.")
 
@@ -170,8 +171,11 @@ def _materialize(
         inputs={} if in_catalog else upstream,
         offered=upstream if in_catalog else {},
         allow_unknown=config.allow_unknown,
+        here=project.root,
         artifacts=root,
     )
+    for note in spec.notes:
+        context.log.warning(note)
     wired = {**node.inputs, **{port: "/".join(key) for port, key in node.assets.items()}}
     lacking = [p for p in wired if p not in given and p not in spec.external]
     if lacking and not in_catalog:

@@ -21,6 +21,7 @@ import pydantic
 from nemotron_dagster.artifacts import describe
 from nemotron_dagster.artifacts.loading import load_value
 from nemotron_dagster.artifacts.manifest import ArtifactRef
+from nemotron_dagster.artifacts.markdown import cell
 from nemotron_dagster.artifacts.places import place
 from nemotron_dagster.artifacts.store import latest, set_latest
 from nemotron_dagster.artifacts.values import Origin, ValueFailed, publish_value
@@ -220,6 +221,8 @@ def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:
             out[name] = dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
     for title, text in describe.tables(ref).items():
         out[title] = dg.MetadataValue.md(text)
+    if warnings := describe.warnings(ref):
+        out["warnings"] = dg.MetadataValue.md("\n".join(f"- {cell(w)}" for w in warnings))
     for picture in m.facts.get("pictures", []):
         stem = Path(picture).stem
         data = base64.b64encode((ref.folder / picture).read_bytes()).decode()

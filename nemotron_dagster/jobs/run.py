@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_dagster import artifacts
-from nemotron_dagster.artifacts import fingerprints
+from nemotron_dagster.artifacts import delivery, fingerprints
+from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, tally, write_json
 from nemotron_dagster.artifacts.places import scratch
 from nemotron_dagster.artifacts.port_locks import Result
@@ -104,8 +105,14 @@ def run_step(
         raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
     if status.state is not State.SUCCEEDED:
         raise _failure(spec.step, handle, place, status)
+    if not isinstance(place.final, Path):
+        reporter.note(f"publishing to {place.final}")
     with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
-        return publish_output(request, handle, place)
+        ref = publish_output(request, handle, place)
+    if spec.delivery is not None:
+        path = delivery.deliver(spec.delivery, ref)
+        reporter.log(f"{delivery.said(path, ref)}\n".encode())
+    return ref
 
 
 def submit(
@@ -122,7 +129,12 @@ def submit(
             f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
             f"`nemotron steps show {step.id}` prints its contract."
         )
+    if spec.delivery is not None:
+        delivery.check(spec.delivery)
     target.check()
+    for port, ref in request.inputs.items():
+        if not local_path(ref).exists():
+            reporter.note(f"input {port}: downloading {ref.manifest.bytes / 1e6:,.1f} MB from {ref.uri}")
     results = check_locks(spec, check_inputs(spec, request.inputs))
     locked(results)
     refuse(step, results)
@@ -188,8 +200,8 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     except ArtifactError as e:
         aside = set_aside(place)
         raise ArtifactError(
-            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n{e}\n"
-            f"It lies in {aside} for a look."
+            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n"
+            f"{str(e).replace(str(place.output), str(aside))}\nIt lies in {aside} for a look."
         ) from e
     messages = read_messages(place.messages)
     reported: dict[str, Any] = {}

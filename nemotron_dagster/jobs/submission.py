@@ -15,6 +15,7 @@ from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, Relocation, compile_job
 from nemotron_dagster.config.references import reveal
 from nemotron_dagster.config.secrets import is_secret, looks_secret
+from nemotron_dagster.config.yaml_text import to_yaml
 from nemotron_dagster.errors import PreflightError
 from nemotron_dagster.jobs import launch, payload_env
 from nemotron_dagster.jobs.target import ANY_KEY, Submission, relocation_of
@@ -99,8 +100,6 @@ def submission(
     Raises:
         ProfileError: a variable that a secret refers to is not set.
     """
-    import yaml
-
     step, env = spec.step, spec.environment
     assert step.runspec is not None
     text = step.runspec.cmd or env.get("run_command")
@@ -128,11 +127,7 @@ def submission(
         env=environment,
         secrets=secrets,
         cwd=layout.directory,
-        files={
-            os.path.relpath(layout.config, layout.directory): yaml.safe_dump(
-                dict(config), sort_keys=False, allow_unicode=True
-            )
-        },
+        files={os.path.relpath(layout.config, layout.directory): to_yaml(dict(config))},
         python=python,
         launch=step.runspec.launch,
         image=env.get("container_image") or env.get("container") or env.get("image") or step.runspec.image,
@@ -192,10 +187,10 @@ def interpreter(project: Project, spec: JobSpec, say: Callable[[str], None] | No
 
 
 def _processes(spec: JobSpec) -> int:
-    """Processes per node. Slurm's own key comes first on Slurm, the cloud's elsewhere: profiles may carry both."""
+    """Processes per node: torchrun's own key says it best. Slurm's comes before the cloud's on Slurm, else after it."""
     keys = ["nproc_per_node", "nprocs_per_node", "ntasks_per_node"]
     if spec.environment.get("executor") == "slurm":
-        keys = ["ntasks_per_node", "nproc_per_node", "nprocs_per_node"]
+        keys = ["nproc_per_node", "ntasks_per_node", "nprocs_per_node"]
     named = next((n for n in (_number(spec, key) for key in keys) if n), None)
     return named or gpus_per_node(spec) or 1
 

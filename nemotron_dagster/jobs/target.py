@@ -190,7 +190,8 @@ def target_module(project: Project, executor: str) -> ModuleType:
     files = target_files(project)
     if executor not in files:
         raise ProfileError(
-            f"no target named {executor!r} in resources/.{did_you_mean(executor, files)} Available: {', '.join(files)}."
+            f"executor: no target named {executor!r} in resources/.{did_you_mean(executor, files)} "
+            f"Available: {', '.join(files)}."
         )
     file, name = files[executor], f"nemotron_resources_{executor}"
     spec = importlib.util.spec_from_file_location(name, file)

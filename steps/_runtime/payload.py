@@ -21,7 +21,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,8 +70,10 @@ def result(**facts: Any) -> None:
         print(json.dumps(facts, indent=2, default=str), flush=True)
 
 
-def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
+def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[str] = ()) -> dict[str, Any]:
     """Read ``--config FILE`` (default: ``default``), resolve its interpolations and return plain data.
+
+    Those below the root keys ``literal`` stay as they are written.
 
     ``${oc.env:NEMOTRON_STEP_DIR}`` names the step's own folder, whoever started it.
 
@@ -84,13 +87,18 @@ def load_config(default: Path, argv: list[str] | None = None) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    for name, resolver in {"manifest": _manifest, "mul": _product}.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OmegaConf 2.4 renamed it to what in 2.3 is another function
+        for name, resolver in {"manifest": _manifest, "mul": _product}.items():
+            OmegaConf.register_new_resolver(name, resolver, replace=True)
     os.environ.setdefault("NEMOTRON_STEP_DIR", str(default.resolve().parent.parent))
     if not args.config.is_file():
         raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=True)
+        loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=False)
+        if isinstance(loaded, dict):
+            kept = {k: loaded.pop(k) for k in literal if k in loaded}
+            loaded = {**OmegaConf.to_container(OmegaConf.create(loaded), resolve=True), **kept}
     except (OmegaConfBaseException, YAMLError) as e:
         if isinstance(e.__cause__, PayloadError):
             raise e.__cause__ from e
@@ -125,10 +133,10 @@ def _product(*factors: float) -> float:
     return math.prod(factors)
 
 
-def run(main: Callable[[dict[str, Any]], None], default_config: Path) -> NoReturn:
+def run(main: Callable[[dict[str, Any]], None], default_config: Path, literal: Sequence[str] = ()) -> NoReturn:
     """Run ``main(config)`` and exit with the contract's status; a ``PayloadError`` is told without a traceback."""
     try:
-        main(load_config(default_config))
+        main(load_config(default_config, literal=literal))
     except PayloadError as e:
         _send("error", name=e.name, message=e.message, recovery=e.recovery)
         print(f"error: {e.message}" + (f"\n{e.recovery}" if e.recovery else ""), file=sys.stderr, flush=True)

@@ -35,7 +35,7 @@ def s3_server() -> Iterator[dict[str, str]]:
         import s3fs
 
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir(BUCKET)
+        s3fs.S3FileSystem().makedirs(BUCKET, exist_ok=True)
         yield env
     finally:
         server.stop()

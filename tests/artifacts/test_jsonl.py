@@ -200,6 +200,12 @@ def test_what_every_reader_takes_passes(tmp_path: Path) -> None:
     assert [r.get("n") for r in artifact_type("raw_jsonl").read(tmp_path)] == [1, 2, None]
 
 
+def test_a_null_key_counts_as_absent(tmp_path: Path) -> None:
+    rows = [{"text": "a", "messages": None}, {"text": "b", "messages": 1}, {"text": None}, {"text": "null"}]
+    facts = validate("raw_jsonl", save(tmp_path / "d.jsonl", *rows))
+    assert facts["kinds"] == {"text": 2, "chat": 1, "other": 1}
+
+
 def test_facts_describe_the_rows(tmp_path: Path) -> None:
     rows = [{**CHAT, "lang": "de"}, {**TOOL_CHAT, "language": "(0.97, 'EN')"}, {"messages": [USER]}, PAIR]
     facts = validate("training_jsonl", save(tmp_path / "d.jsonl", *rows))
@@ -247,7 +253,7 @@ def test_line_numbers_are_right_in_a_file_that_processes_share(tmp_path: Path, m
 
 
 def test_a_dead_worker_is_an_artifact_error() -> None:
-    with pytest.raises(ArtifactError, match="ended"):
+    with pytest.raises(ArtifactError, match="3: the process that read it ended"):
         _parallel.each(os._exit, [3, 3], 2)
 
 

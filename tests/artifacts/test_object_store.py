@@ -262,3 +262,19 @@ def add_copy(project: Path) -> Path:
     script = COUNT.replace("demo/count", "demo/copy")
     add_step(project, "demo/copy", toml, script, default="data: /path/to/train.jsonl\noutput_dir: ./out\n")
     return project
+
+
+def test_a_job_whose_upload_failed_is_adopted_and_its_output_is_uploaded(
+    server, project: Path, nemotron, tmp_path: Path
+) -> None:
+    import s3fs
+
+    bucket = "made-later"
+    (project / "env.toml").write_text(f'[artifacts]\nroot = "s3://{bucket}/store"\n')
+    done = nemotron("steps", "run", "demo/rows", cwd=project, **server)
+    assert done.returncode == 8 and "cannot be reached" in done.stderr and "running again continues" in done.stderr
+    s3fs.S3FileSystem().makedirs(bucket, exist_ok=True)
+    done = nemotron("steps", "run", "demo/rows", cwd=project, **server)
+    assert done.returncode == 0 and "adopting job" in done.stdout, done.stdout + done.stderr
+    ref = latest(place(f"s3://{bucket}/store"), ("demo", "rows"))
+    assert ref is not None and ref.manifest.counts["rows"] == 5

@@ -8,8 +8,8 @@ import pytest
 
 from nemotron_dagster.artifacts.markdown import json_block, table
 from nemotron_dagster.artifacts.registry import artifact_type
-from nemotron_dagster.catalog.manifest import read_toml
-from nemotron_dagster.errors import ArtifactError
+from nemotron_dagster.catalog import load_catalog
+from nemotron_dagster.errors import ArtifactError, ConfigError
 from nemotron_dagster.project import Project, bundled
 
 OWN = """
@@ -62,13 +62,35 @@ def test_an_unknown_name_is_an_artifact_error(tmp_path: Path, name: str) -> None
 
 
 def test_every_bundled_module_is_a_type_of_the_graph_and_says_its_layout(tmp_path: Path) -> None:
-    known = read_toml(bundled("steps") / "types.toml")
+    known = load_catalog(Project(None, tmp_path)).types.parents
     folder = bundled("steps").parent / "nemotron_dagster/artifacts/types"
     modules = [p.stem for p in folder.glob("[!_]*.py")]
     assert modules
     for name in modules:
         assert name in known
         assert len(artifact_type(name, Project(None, tmp_path)).LAYOUT) > 20
+
+
+def test_a_projects_own_type_has_its_place_in_the_graph(tmp_path: Path) -> None:
+    text = OWN + 'IS_A = ("raw_jsonl",)\nCONVERT_TO = {"binidx": "mine/pack"}\nDESCRIPTION: str = "Mine."\n1 / 0\n'
+    types = load_catalog(own(tmp_path, "mine", text)).types
+    assert types.accepts("training_jsonl", "mine") and not types.accepts("mine", "training_jsonl")
+    assert types.converter("binidx", "mine") == "mine/pack" and types.descriptions["mine"] == "Mine."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("IS_A = 'raw_jsonl'", r"mine\.py:1: IS_A is not a tuple of type names"),
+        ("x = ()\nIS_A = x", r"mine\.py:2: IS_A is not a tuple"),
+        ("IS_A = ('raw_json',)", r"mine is_a 'raw_json', which is no type\. Did you mean raw_jsonl"),
+        ("CONVERT_TO = {'binidx': 1}", "CONVERT_TO is not a mapping"),
+        ("def", r"mine\.py: is no Python module"),
+    ],
+)
+def test_a_wrong_place_in_the_graph_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_catalog(own(tmp_path, "mine", text))
 
 
 def test_markdown_cannot_be_broken_by_what_it_shows() -> None:

@@ -14,8 +14,8 @@ from nemotron_dagster.errors import ArtifactError
 if TYPE_CHECKING:
     pass
 
-_EVERY = 997  # of these rows one is parsed whole, for its columns
-_FIRST = 50
+EVERY = 997  # of these rows one is parsed whole, for its columns
+FIRST = 50
 _SMALL = 1 << 18  # below it, importing pyarrow costs more than it saves
 
 
@@ -134,7 +134,7 @@ class _Checker:
         """Move what was counted in quicker ways to the tally."""
 
     def look(self, lines: list[bytes]) -> None:
-        """Parse some of the rows whole: the first ones, and one of ``_EVERY``."""
+        """Parse some of the rows whole: the first ones, and one of ``EVERY``."""
         import orjson
 
         tally, at = self.tally, self.next_look
@@ -146,7 +146,7 @@ class _Checker:
                 row = None  # it was refused, or is blank
             if isinstance(row, dict):
                 tally.look(row)
-            at += 1 if tally.looked_at < _FIRST else _EVERY
+            at += 1 if tally.looked_at < FIRST else EVERY
         self.next_look = at - len(lines)
 
     def slowly(self, line: bytes, number: int, cut: bool) -> None:
@@ -302,7 +302,7 @@ class _Loose(_Checker):
         from nemotron_dagster.artifacts.types import _fast
 
         super().__init__(tally, rules)
-        self.refused, self.kind = _fast.REFUSED, _fast.loose_kind
+        self.refused, self.kinds = _fast.REFUSED, _fast.loose_kinds
         self.decode = _fast.loose_decoder(rules.translated)
 
     def lines(self, lines: list[bytes], first: int) -> None:
@@ -312,10 +312,10 @@ class _Loose(_Checker):
                 rows.append(decode(line))
             except self.refused:
                 self.slowly(line, first + i, i == self.cut)
-        self.tally.kinds.update(map(self.kind, rows))
-        for row in rows:
-            if row.language is not None or row.lang is not None:
-                self.tally.language(row.lang if row.language is None else row.language)
+        self.tally.kinds.update(self.kinds(rows))
+        named = Counter([row.lang if row.language is None else row.language for row in rows])
+        for language, count in named.items():
+            self.tally.language(language, count)
         self.look(lines)
 
 

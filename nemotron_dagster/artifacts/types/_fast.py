@@ -6,8 +6,9 @@ only. msgspec checks the JSON syntax of skipped values too, but not their UTF-8:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Annotated, Any
 
 import msgspec  # noqa: TID253
@@ -204,8 +205,9 @@ LETTERS: dict[type, str] = {
 
 _OBJECT = msgspec.json.Decoder(dict[str, Raw]).decode
 MISSING = UNSET
-_KINDS: dict[tuple[type, ...], tuple[str, list[str]]] = {}
 _FIRST_BYTE = itemgetter(0)
+_NBYTES = attrgetter("nbytes")
+_VIEW: Callable[[Any], Any] = memoryview
 _QUOTE = {ord('"')}
 
 
@@ -219,15 +221,19 @@ def loose_decoder(translated: bool) -> Callable[[bytes], Loose]:
     return msgspec.json.Decoder(Translated if translated else Loose).decode
 
 
-def loose_kind(row: Loose) -> str:
-    """The kind of a row of which only the keys are known."""
-    shape = tuple(map(type, astuple(row)))
-    if shape not in _KINDS:
-        has = [n for n, t in zip(row.__struct_fields__, shape, strict=True) if t is Raw]
-        _KINDS[shape] = _rows.kind(dict.fromkeys(has, 1)), has
-    found, has = _KINDS[shape]
-    if any(memoryview(getattr(row, n)).nbytes == len(b"null") for n in has):
-        return _rows.kind({n: 1 for n in has if bytes(getattr(row, n)) != b"null"})
+def loose_kinds(rows: list[Any]) -> dict[str, int]:
+    """Rows per kind, where only the keys of rows are known."""
+    found: Counter[str] = Counter()
+    alike: dict[tuple[type, ...], list[Any]] = {}
+    for row in rows:
+        alike.setdefault(tuple(map(type, astuple(row))), []).append(row)
+    for shape, some in alike.items():
+        has = [n for n, t in zip(some[0].__struct_fields__, shape, strict=True) if t is Raw]
+        if any(len(b"null") in map(_NBYTES, map(_VIEW, map(attrgetter(n), some))) for n in has):
+            for row in some:
+                found[_rows.kind({n: 1 for n in has if bytes(getattr(row, n)) != b"null"})] += 1
+        else:
+            found[_rows.kind(dict.fromkeys(has, 1))] += len(some)
     return found
 
 

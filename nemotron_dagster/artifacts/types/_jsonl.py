@@ -49,11 +49,16 @@ def validate(path: Path | str, rules: _check.Rules, parquet: bool = False) -> di
                 problems.add(tally.damage)
             before += tally.lines
             total.merge(tally)
-    for file in found[:]:
-        if file not in lines:
-            from nemotron_dagster.artifacts.types import _rows_parquet
+    packed = [f for f in found if f not in lines]
+    if packed:
+        from nemotron_dagster.artifacts.types import _rows_parquet
 
-            _rows_parquet.check(file, rules, total, problems)
+        tallies = _parallel.each(_rows_parquet.check, [(f, rules) for f in packed], 1, apart=True)
+        for file, tally in zip(packed, tallies, strict=True):
+            problems.merge([f"{file}: row {n}: {text}" for n, text in tally.shown], tally.wrong)
+            if tally.damage:
+                problems.add(tally.damage)
+            total.merge(tally)
     problems.check(f"{total.wrong:,} of {total.rows:,} rows are wrong. Mend or remove them." if total.wrong else "")
     if not total.rows:
         raise ArtifactError(f"{path}: has no rows. Check what wrote it.")

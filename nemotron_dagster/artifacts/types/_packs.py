@@ -58,7 +58,7 @@ def schema() -> pa.Schema:
     return pa.schema([(n, pa.list_(pa.field("element", t))) for n, t in zip(_NAMES, types, strict=True)])
 
 
-def pieces(file: Path) -> list[tuple[Path, int, int]]:
+def pieces(file: Path) -> list[tuple[Path, int, int | None]]:
     """Runs of row groups of some tens of megabytes each; one piece for a file that cannot be opened."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -67,8 +67,9 @@ def pieces(file: Path) -> list[tuple[Path, int, int]]:
         meta = pq.read_metadata(file)
         sizes = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError):
-        return [(file, 0, -1)]
-    out, start, held = [], 0, 0
+        return [(file, 0, None)]
+    out: list[tuple[Path, int, int | None]] = []
+    start = held = 0
     for i, size in enumerate(sizes):
         held += size
         if held >= 32 << 20:
@@ -77,7 +78,7 @@ def pieces(file: Path) -> list[tuple[Path, int, int]]:
     return [*out, (file, start, len(sizes))] if start < len(sizes) or not sizes else out
 
 
-def check(piece: tuple[Path, int, int]) -> Counts:
+def check(piece: tuple[Path, int, int | None]) -> Counts:
     """Check the packs of these row groups."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -92,7 +93,7 @@ def check(piece: tuple[Path, int, int]) -> Counts:
             else:
                 meta = parquet.metadata
                 row = sum(meta.row_group(i).num_rows for i in range(start))
-                groups = list(range(start, end))
+                groups = list(range(start, meta.num_row_groups if end is None else end))
                 rows = sum(meta.row_group(i).num_rows for i in groups)
                 values = sum(meta.row_group(i).column(0).num_values for i in groups)
                 at_once = max(1, min(rows, _TOKENS * max(rows, 1) // max(values, 1)))
@@ -133,8 +134,9 @@ def _batch(batch: pa.RecordBatch, counts: Counts) -> list[tuple[int, str]]:
         column = batch.column(name)
         values = column.flatten()
         if column.null_count or values.null_count:
-            nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else np.zeros(0, bool)
-            report(np.flatnonzero(nulls)[:1] if nulls.any() else np.zeros(1, int), f"{name} has nulls. Write values")
+            nulls = np.flatnonzero((column if column.null_count else values).is_null().to_numpy(zero_copy_only=False))
+            first = nulls[:1] if column.null_count else _rows_of(nulls[:1] + column.offsets[0].as_py(), column.offsets)
+            report(first, f"{name} has nulls. Write values")
             return found
         offsets = column.offsets.to_numpy()
         columns[name] = offsets - offsets[0], values.to_numpy()
@@ -173,7 +175,8 @@ def _batch(batch: pa.RecordBatch, counts: Counts) -> list[tuple[int, str]]:
 def _rows_of(positions: Array, offsets: Array) -> Array:
     import numpy as np
 
-    return np.searchsorted(offsets, positions, side="right") - 1
+    rows: Array = np.searchsorted(offsets, positions, side="right") - 1
+    return rows
 
 
 def batches(rows: Iterable[Any], size: int) -> Iterator[pa.RecordBatch]:

@@ -21,6 +21,8 @@ from nemotron_dagster.errors import ArtifactError
 T = TypeVar("T")
 R = TypeVar("R")
 MOST = 8
+#: glibc keeps freed memory for the next block of rows; giving it back each time costs a quarter of the speed.
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_MMAP_THRESHOLD_": str(128 << 20)}
 _START = f"import pickle,sys; sys.path[:]=pickle.load(sys.stdin.buffer); from {__name__} import serve; serve()"
 
 
@@ -29,22 +31,23 @@ def processors() -> int:
     return min(len(os.sched_getaffinity(0)), MOST)
 
 
-def each(function: Callable[[T], R], arguments: Sequence[T], workers: int) -> list[R]:
+def each(function: Callable[[T], R], arguments: Sequence[T], workers: int, apart: bool = False) -> list[R]:
     """``[function(a) for a in arguments]``; ``function`` is a module's top-level function, its values can be pickled.
 
-    With ``workers`` of 1 it runs here. An error that ``function`` raises is raised here.
+    With ``workers`` of 1 it runs here, unless ``apart``: Arrow ends the process that reads certain damaged Parquet.
+    An error that ``function`` raises is raised here.
 
     Raises:
-        ArtifactError: a worker died, most often for want of memory.
+        ArtifactError: a worker died; names what it was reading.
     """
     workers = min(workers, len(arguments))
-    if workers <= 1:
+    if workers <= 1 and not apart:
         return [function(a) for a in arguments]
     waiting: SimpleQueue[tuple[int, T]] = SimpleQueue()
     for item in enumerate(arguments):
         waiting.put(item)
     results: list[Any] = [None] * len(arguments)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
         for done in [pool.submit(_feed, function, waiting, results) for _ in range(workers)]:
             done.result()
     return cast(list[R], results)
@@ -52,7 +55,10 @@ def each(function: Callable[[T], R], arguments: Sequence[T], workers: int) -> li
 
 def _feed(function: Callable[[Any], Any], waiting: SimpleQueue[tuple[int, Any]], results: list[Any]) -> None:
     """Hand arguments to one worker process until none is left."""
-    process = subprocess.Popen([sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    argument: Any = None
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **_MALLOC}
+    )
     assert process.stdin is not None and process.stdout is not None
     try:
         _send(process.stdin, sys.path)
@@ -68,8 +74,10 @@ def _feed(function: Callable[[Any], Any], waiting: SimpleQueue[tuple[int, Any]],
     except Empty:
         pass
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as e:
+        subject = argument[0] if isinstance(argument, tuple) else argument
         raise ArtifactError(
-            f"A process that was checking an artifact ended ({process.wait()}). Free some memory and run again."
+            f"{subject}: the process that read it ended ({process.wait()}). It is damaged, or memory ran out. "
+            "Make it again, or free some memory."
         ) from e
     finally:
         process.kill()

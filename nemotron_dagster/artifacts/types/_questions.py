@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_dagster.artifacts.markdown import json_block, table
-from nemotron_dagster.artifacts.types import _files
+from nemotron_dagster.artifacts.types import _files, _parallel
 from nemotron_dagster.artifacts.types._problems import Problems
 from nemotron_dagster.artifacts.types._scan import first_line
 from nemotron_dagster.artifacts.types._tally import SAMPLES, clipped
@@ -95,6 +95,12 @@ def validate(path: Path, choices: bool, metrics: bool = False) -> dict[str, Any]
     Raises:
         ArtifactError: naming file and row of each bad question.
     """
+    (facts,) = _parallel.each(_validate, [(path, choices, metrics)], 1, apart=True)
+    return facts
+
+
+def _validate(task: tuple[Path, bool, bool]) -> dict[str, Any]:
+    path, choices, metrics = task
     problems = Problems()
     files = find(path)
     seen: dict[Any, int] = {}

@@ -65,11 +65,12 @@ class Tally:
     def length(self, characters: int) -> None:
         self.lengths[characters] += 1
 
-    def language(self, value: Any) -> None:
+    def language(self, value: Any, count: int = 1) -> None:
+        """Count rows whose language is ``value``; anything but text is none."""
         if isinstance(value, str):
             found = _CURATED.fullmatch(value) if value[:1] == "(" else None  # the curator's "(0.93, 'EN')"
             name = found[1] if found else value[:20]
-            self.languages[name if name in self.languages or len(self.languages) < 200 else "other"] += 1
+            self.languages[name if name in self.languages or len(self.languages) < 200 else "other"] += count
 
     def look(self, row: Mapping[str, Any]) -> None:
         """Keep a row as a sample while there are few, and note its columns."""

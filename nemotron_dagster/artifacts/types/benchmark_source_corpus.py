@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.artifacts.markdown import json_block, table
-from nemotron_dagster.artifacts.types import _files, _questions
+from nemotron_dagster.artifacts.types import _files, _parallel, _questions
 from nemotron_dagster.artifacts.types._problems import Problems
 from nemotron_dagster.artifacts.types._tally import SAMPLES, clipped, histogram
 from nemotron_dagster.errors import ArtifactError
@@ -29,6 +29,11 @@ def validate(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: naming the file or row that is no document.
     """
+    (facts,) = _parallel.each(_validate, [path], 1, apart=True)
+    return facts
+
+
+def _validate(path: Path) -> dict[str, Any]:
     problems = Problems()
     subjects: dict[str, dict[str, int]] = {}
     lengths: Counter[int] = Counter()

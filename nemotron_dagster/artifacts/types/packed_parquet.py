@@ -43,7 +43,10 @@ def validate(path: Path) -> dict[str, Any]:
     files = list(dict.fromkeys(f.resolve() for shards in found.values() for f in shards))
     size = sum(f.stat().st_size for f in files)
     workers = _parallel.processors() if size > _ALONE else 1
-    parts = _parallel.each(_packs.check, [p for f in files for p in _packs.pieces(f)], workers)
+    big = [f for f in files if f.stat().st_size > _ALONE]
+    pieces = dict(zip(big, _parallel.each(_packs.pieces, big, workers, apart=True), strict=True)) if big else {}
+    tasks = [p for f in files for p in pieces.get(f, [(f, 0, None)])]
+    parts = _parallel.each(_packs.check, tasks, workers, apart=True) if tasks else []
     of_file: dict[str, _packs.Counts] = {}
     for part in parts:
         problems.merge(part.shown, part.wrong)
