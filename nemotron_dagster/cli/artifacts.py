@@ -1,4 +1,4 @@
-"""``nemotron artifacts ls | show | verify | lineage | diff | gc``."""
+"""``nemotron artifacts ls | show | check | verify | lineage | diff | gc``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nemotron_dagster.cli.artifacts_check import check
 from nemotron_dagster.cli.options import HELP
 from nemotron_dagster.errors import ArtifactError, UsageError
 from nemotron_dagster.project import find_project
@@ -31,6 +32,9 @@ def cli() -> None:
     nemotron artifacts show sft/automodel
     nemotron artifacts lineage eval/model_eval --mermaid
     """
+
+
+cli.add_command(check)
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +19,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_dagster import artifacts
 from nemotron_dagster.artifacts import delivery, fingerprints
-from nemotron_dagster.artifacts.localize import local_path, localized
+from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, tally, write_json
 from nemotron_dagster.artifacts.places import scratch
+from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
 from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
+from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
 from nemotron_dagster.jobs.submission import gpus_per_node, here, interpreter, node_count, submission, variables
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
 from nemotron_dagster.project import Project, bundled
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 _POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
 _ASK = 2.0  # seconds between two questions whether the run is still wanted: each is a query of Dagster's database
-_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w-][\w.-]*")
-_DATA_SUFFIX = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".yaml", ".txt")
 NOT_BUILT, BAD_INPUT = 9, 3  # exit codes of steps/_runtime/payload.py
 
 
@@ -87,17 +86,19 @@ def run_step(
     reporter: Reporter,
     submitted: Callable[[JobHandle], None] = lambda handle: None,
     unwanted: Callable[[], bool] = lambda: False,
+    locked: Callable[[list[Result]], None] = lambda results: None,
 ) -> ArtifactRef:
     """Run one step and publish its artifact.
 
-    ``submitted`` is told the job's handle before it is watched; once ``unwanted`` is true the job is cancelled.
+    ``locked`` is told what the step's locks say, ``submitted`` the job's handle before it is watched; once
+    ``unwanted`` is true the job is cancelled.
 
     Raises:
         PayloadNotBuilt, PreflightError, ArtifactError: refused; nothing was submitted.
         JobFailed, Cancelled: the job ended badly; its log is kept, a resumable step continues next time.
     """
     spec = request.spec
-    handle, place = submit(project, target, request, reporter)
+    handle, place = submit(project, target, request, reporter, locked)
     submitted(handle)
     status = watch(target, handle, place, reporter, unwanted)
     if status.state is State.CANCELLED:
@@ -114,7 +115,13 @@ def run_step(
     return ref
 
 
-def submit(project: Project, target: Target, request: Request, reporter: Reporter) -> tuple[JobHandle, Slot]:
+def submit(
+    project: Project,
+    target: Target,
+    request: Request,
+    reporter: Reporter,
+    locked: Callable[[list[Result]], None] = lambda results: None,
+) -> tuple[JobHandle, Slot]:
     """Check everything that can be checked before anything runs, then submit or adopt."""
     spec, step, key = request.spec, request.spec.step, job_key(request)
     if not step.ready:
@@ -128,7 +135,9 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     for port, ref in request.inputs.items():
         if not local_path(ref).exists():
             reporter.note(f"input {port}: downloading {ref.manifest.bytes / 1e6:,.1f} MB from {ref.uri}")
-    _check_inputs(request)
+    results = check_locks(spec, check_inputs(spec, request.inputs))
+    locked(results)
+    refuse(step, results)
     place = _slot(request, key)
     check_hardware(target, spec)
     variables(spec)  # a secret that is not set is told before anything is built
@@ -253,30 +262,6 @@ def read_messages(file: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return messages
-
-
-def _check_inputs(request: Request) -> None:
-    """Validate what the payload will read: external paths, and upstream artifacts asked to be another type."""
-    spec = request.spec
-    for port in spec.step.consumes:
-        external = spec.external.get(port.name)
-        if external is None:
-            ref = request.inputs.get(port.name)
-            path = localized(ref) if ref is not None else Path()
-            if ref is not None and ref.type != port.type:
-                try:
-                    artifacts.validate(port.type, path)
-                except ArtifactError as e:
-                    raise ArtifactError(
-                        f"{spec.step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}"
-                    ) from e
-            continue
-        path = Path(external).expanduser()
-        if "://" in external or (
-            not path.exists() and _HUB_ID.fullmatch(external) and not external.endswith(_DATA_SUFFIX)
-        ):
-            continue  # a URL or a hub id: only the payload's library can tell
-        artifacts.validate(port.type, path)
 
 
 def check_hardware(target: Target, spec: JobSpec) -> None:
