@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,24 @@ def test_an_asset_input_that_nothing_defines_is_told_with_pipeline_node_and_file
     refused = nemotron("pipelines", "run", "own_assets", cwd=example)
     assert refused.returncode == 3
     assert "input training_jsonl: no asset 'calendar/training' in" in refused.stderr and "not there" in refused.stderr
+
+
+def test_the_code_in_the_documentation_runs(project: Path, environ: dict[str, str]) -> None:
+    text = (REPO / "docs/projects.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (project / "definitions.py").write_text(code)
+    program = """
+import dagster as dg
+from nemotron_dagster.definitions import defs
+job = defs.resolve_implicit_global_asset_job_def()
+keys = [dg.AssetKey(["my", name]) for name in ("rows", "count")]
+done = job.execute_in_process(asset_selection=keys, instance=dg.DagsterInstance.ephemeral())
+assert done.asset_materializations_for_node("my__count")[0].metadata["rows"].value == 1
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(
