@@ -82,6 +82,7 @@ assert done.asset_materializations_for_node("my__count")[0].metadata["rows"].val
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("import dagster as dg\ndefs = dg.Definitions()\n", "lacks the steps (byob/mcq and "),
         ("x = 1\n", "has no `defs` that is a dagster.Definitions"),
         ("raise RuntimeError('no network')\n", "raises RuntimeError when it is loaded: no network"),
     ],
