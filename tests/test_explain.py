@@ -219,3 +219,29 @@ def test_what_the_command_line_decides_is_said_to_be_set_by_nemotron(step: Step)
 def test_an_unknown_key_is_refused_with_the_closest(step: Step, key: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         told(step, key)
+
+
+def test_every_key_of_a_port_is_bound_or_managed_and_wandb_of_env_toml_replaces_the_configs(
+    project: Path, environment: Environment
+) -> None:
+    manifest = (
+        MANIFEST.replace("demo/deep", "demo/wide")
+        .replace('bind = "data"', 'bind = ["data", {key = "more", suffix = "/part"}]')
+        .replace('bind = "output_dir"', 'bind = ["output_dir", {key = "log_dir", suffix = "/logs"}]')
+    )
+    text = "data: ???\nmore: null\noutput_dir: null\nlog_dir: null\nrun: {wandb: {project: yaml, entity: e}}\n"
+    add_step(project, "demo/wide", manifest, SCRIPT, default=text)
+    (project / "up" / "part").mkdir(parents=True)
+    step, up = load_catalog(Project(project, project)).find("demo/wide"), {"training_jsonl": str(project / "up")}
+
+    def last(key: str, *overrides: str) -> tuple:
+        return brief(told(step, key, *overrides, config="default", environment=environment, inputs=up))[-1]
+
+    filled = "artifact of demo/rows, the input training_jsonl"
+    assert last("more") == (str(project / "up" / "part"), filled, "", True)
+    assert last("more", "more=/mine")[1] == 'override more="/mine"'
+    assert last("log_dir")[0] == "(managed)" and last("log_dir", "output_dir=/o")[1].endswith("below output_dir")
+    assert last("run.wandb.project") == ("p", "[wandb]", "env.toml:2:1", True)
+    with pytest.raises(ConfigError, match=r"run\.wandb\.entity"):
+        last("run.wandb.entity")
+    assert last("run.wandb.project", "run.wandb.project=o")[1] == 'override run.wandb.project="o"'

@@ -155,7 +155,7 @@ mounts = ["m:n"]
         ('[a]\nx = "${oc.env:SURELY_UNSET}"\n', r"toml:2:1: profile 'a': x: variable SURELY_UNSET is not set\. Export"),
         ('[a]\nx = "${nope}/y"\n', r"toml:2:1: profile 'a': x: the profile has no key 'nope'"),
         ('[a]\nx = "${oc.env:"\n', r"toml:2:1: profile 'a': x: .*malformed"),
-        ('[a]\nx = "${y}"\ny = "${x}"\n', r"toml:2:1: profile 'a': x: .*[Rr]ecursive"),
+        ('[a]\nx = "${y}"\ny = "${x}"\n', r"toml:2:1: profile 'a': x: .*in a circle: x -> y -> x"),
         ('[a]\nx = "${art:m,path}"\n', r"toml:2:1: profile 'a': x: profiles know .* not \$\{art:"),
         (
             '[a]\nextends = "b"\n[b]\n[b.env_vars]\nX = "${oc.env:SURELY_UNSET}"\n',

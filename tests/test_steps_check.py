@@ -258,3 +258,26 @@ def one(found: list[Finding], message: str) -> tuple[str, int, str]:
     matching = [f for f in found if re.search(message, f.message)]
     assert len(matching) == 1, [str(f) for f in found]
     return matching[0].file, matching[0].line, matching[0].level
+
+
+def test_every_key_of_a_port_and_the_grammar_of_a_mount_are_checked(root: Path) -> None:
+    manifest = '[step]\nid = "demo/wide"\n[[produces]]\ntype = "training_jsonl"\nbind = ["out", "nowhere"]\n'
+    mounts = "# One line.\nout: null\nrun: {env: {mounts: ['${auto_mount:git+not-a-url,/x}']}}\n"
+    add_step(root, "demo/wide", manifest, ROWS, default=mounts)
+    found = [str(f) for f in check_project(Project(root, root), "demo/wide")]
+    assert any("step.toml:5: error: produces training_jsonl: bind 'nowhere' is no key" in f for f in found), found
+    assert any("default.yaml:3: error: run.env.mounts[0]: auto_mount:" in f for f in found), found
+
+
+def test_a_projects_own_types_are_part_of_the_graph_that_is_checked(root: Path) -> None:
+    own = root / "artifacts"
+    own.mkdir()
+    (own / "mine.py").write_text('IS_A = ("yours",)\nCONVERT_TO = {"training_jsonl": "demo/nosuch"}\n')
+    with (root / "steps" / "types.toml").open("a") as types:
+        types.write('\n[derived]\nis_a = ["mine"]\n')
+    found = [str(f) for f in check_project(Project(root, root))]
+    assert len(found) == 1 and "is_a 'yours', which is no type" in found[0]
+    (own / "yours.py").write_text('IS_A = ("mine",)\n')
+    found = [str(f) for f in check_project(Project(root, root))]
+    assert any("mine.py:1: error: type mine: convert_to training_jsonl: no step 'demo/nosuch'" in f for f in found)
+    assert any("types are each other: " in f for f in found)

@@ -92,14 +92,14 @@ def subject_of(ref: ArtifactRef, facts: Mapping[str, Any] | None = None) -> Subj
 
 def subject_at(type_name: str, path: Path | str, facts: Mapping[str, Any]) -> Subject:
     """Data that no manifest describes, with the facts of its validation."""
-    found = fingerprints.of(Path(path), facts, {})
+    found = fingerprints.of(facts, {})
     return Subject(
         name=str(path),
         type=type_name,
         path=str(path),
         facts=facts,
-        tokenizers=_some(facts.get("tokenizer_fingerprint"), found["tokenizer"]),
-        templates=_some(facts.get("chat_template_fingerprint"), found["chat_template"]),
+        tokenizers=_some(found["tokenizer"]),
+        templates=_some(found["chat_template"]),
     )
 
 

@@ -95,7 +95,6 @@ def _validated(type_name: str, output: Path, single: str | None) -> tuple[str, d
 
 
 def _manifest(type_name: str, output: Path, inner: str, facts: dict[str, Any], key: str, origin: Origin) -> Manifest:
-    path = output / inner
     facts = {**facts, "pictures": describe.draw(type_name, output, facts, {}, [])}
     files, content, size = tally(output)
     made = Manifest(
@@ -119,7 +118,7 @@ def _manifest(type_name: str, output: Path, inner: str, facts: dict[str, Any], k
         job={"run": origin.run} if origin.run else {},
         counts=fingerprints.counts(len(files), describe.headline(type_name, facts, {})),
     )
-    return replace(made, **fingerprints.of(path, facts, {}, [vars(r.manifest) for r in origin.inputs.values()]))
+    return replace(made, **fingerprints.of(facts, {}, [vars(r.manifest) for r in origin.inputs.values()]))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.catalog.fields import Table
 from nemotron_dagster.catalog.manifest import read_tables, runspec_table
+from nemotron_dagster.catalog.own_types import declared
 from nemotron_dagster.catalog.shape import Problem, line_of, manifest_problems, runspec_problems, toml_line
 from nemotron_dagster.catalog.types import TypeGraph, load_types
 from nemotron_dagster.errors import ConfigError, did_you_mean
@@ -55,20 +56,28 @@ def of_error(error: ConfigError, file: Path, step: str = "") -> Finding:
     return Finding(str(file), 1, "error", text, step)
 
 
-def check_types(files: list[Path], catalog: Catalog) -> Iterator[Finding]:
-    """The type graph: no circle, converters that exist and convert what they are named for."""
+def check_types(files: list[Path], own: Path | None, catalog: Catalog) -> Iterator[Finding]:
+    """The type graph of ``load_problem``: no circle, converters that exist and convert what they are named for."""
+    modules = declared(own) if own else {}
+    for name, module in modules.items():
+        for target, step_id in module.convert_to.items():
+            for problem in _converter(catalog, name, target, step_id):
+                yield Finding(str(module.file), 1, "error", f"type {name}: {problem}")
     for file in files:
         text = read_text(file)
-        for name, table in read_toml(file).items():
+        for name, table in ((n, t) for n, t in read_toml(file).items() if n not in modules):
             for target, step_id in table.get("convert_to", {}).items():
                 for problem in _converter(catalog, name, target, step_id):
                     yield _type(file, text, name, "convert_to", problem)
     try:
         graphlib.TopologicalSorter(catalog.types.parents).prepare()
     except graphlib.CycleError as e:
-        circle = " -> ".join(e.args[1])
-        file = next(f for f in files if e.args[1][0] in read_toml(f))
-        yield _type(file, read_text(file), e.args[1][0], "is_a", f"types are each other: {circle}. Cut one is_a.")
+        name, problem = e.args[1][0], f"types are each other: {' -> '.join(e.args[1])}. Cut one is_a."
+        if name in modules:
+            yield Finding(str(modules[name].file), 1, "error", f"type {name}: {problem}")
+        else:
+            file = next(f for f in files if name in read_toml(f))
+            yield _type(file, read_text(file), name, "is_a", problem)
 
 
 def _type(file: Path, text: str, name: str, key: str, problem: str) -> Finding:
@@ -287,10 +296,10 @@ def _check_runspec(step: Step) -> Iterator[Finding]:
         )
 
 
-def load_problem(files: list[Path]) -> Finding | None:
-    """Why the type graph does not load at all."""
+def load_problem(files: list[Path], own: Path | None) -> Finding | None:
+    """Why the type graph of the ``types.toml`` files and the modules in the folder ``own`` does not load at all."""
     try:
-        load_types(files)
+        load_types(files, own)
     except ConfigError as e:
         return of_error(e, files[0])
     return None

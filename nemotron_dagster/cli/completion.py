@@ -82,7 +82,8 @@ def complete_profile(ctx: click.Context, incomplete: str) -> Iterator[str]:
 @quiet
 def complete_override(ctx: click.Context, incomplete: str) -> Iterator[str]:
     """Keys of the chosen config with ``=``; after it the choices that the manifest or a switch gives."""
-    from nemotron_dagster.cli.configs import config_file, leaves, merge, read_config
+    from nemotron_dagster.config.compose import config_path, load_yaml
+    from nemotron_dagster.config.keys import flat, join, merge
 
     step = _step(ctx)
     if step is None or step.runspec is None or incomplete.startswith("-"):
@@ -91,10 +92,9 @@ def complete_override(ctx: click.Context, incomplete: str) -> Iterator[str]:
     chosen = next(iter((ctx.params.get("config") or ())[-1:]), None)
     config: dict[str, Any] = {}
     for name in dict.fromkeys([step.runspec.default_config, chosen or step.runspec.default_config]):
-        file = Path(name).expanduser() if "/" in name or name.endswith((".yaml", ".yml")) else config_file(step, name)
-        config = merge(config, read_config(file))
+        config = merge(config, load_yaml(config_path(step, name)))
     config.pop("run", None)
-    known = dict(leaves(config))
+    known = {join(path): value for path, value in flat(config)}
     key, equals, _ = incomplete.partition("=")
     if equals:
         values = choices.get(key) or (["true", "false"] if isinstance(known.get(key), bool) else [])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog import Step
-from nemotron_dagster.errors import ConfigError, NemotronError
+from nemotron_dagster.config.compose import config_path, load_yaml
+from nemotron_dagster.errors import NemotronError
 from nemotron_dagster.project import Project
 
 _ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)\s*(?:,\s*([^{}]*?)\s*)?\}")
-_DEEPEST = 20  # of a chain of `defaults`
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ def config_facts(step: Step, project: Project, profiles: Mapping[str, Mapping[st
 
 def _facts(step: Step, name: str, known: list[str], profiles: Mapping[str, Mapping[str, Any]]) -> ConfigFacts:
     assert step.runspec is not None
-    file = config_file(step, name)
+    file = step.runspec.config_dir / f"{name}.yaml"
     try:
-        own = _environment(read_config(file))
+        file = config_path(step, name).resolve()
+        own = _environment(load_yaml(file))
     except NemotronError as e:
         return ConfigFacts(name, str(file), problem=str(e))
     needs = {"nodes": step.runspec.nodes, "gpus_per_node": step.runspec.gpus_per_node}
@@ -85,61 +86,6 @@ def _fits(
         if own.get(key) is None and isinstance(given, int) and isinstance(need, int) and given < need:
             return False
     return True
-
-
-def config_file(step: Step, name: str) -> Path:
-    """The file of a named config."""
-    assert step.runspec is not None
-    files = [step.runspec.config_dir / f"{name}{suffix}" for suffix in (".yaml", ".yml")]
-    return next((f.resolve() for f in files if f.is_file()), files[0])
-
-
-def read_config(file: Path, depth: int = 0) -> dict[str, Any]:
-    """The config as plain data over its ``defaults``, nothing resolved.
-
-    Raises:
-        ConfigError: unreadable or malformed.
-    """
-    loaded = _load(file)
-    bases = loaded.get("defaults")
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        return loaded
-    if depth > _DEEPEST:
-        raise ConfigError(f"{file}: its `defaults` go in a circle. Remove one.")
-    merged: dict[str, Any] = {}
-    for base in (b for b in bases if b != "_self_"):
-        merged = merge(merged, read_config(file.parent / (base if Path(base).suffix else f"{base}.yaml"), depth + 1))
-    return merge(merged, {k: v for k, v in loaded.items() if k != "defaults"})
-
-
-def merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping."""
-    out = dict(below)
-    for key, value in above.items():
-        old = out.get(key)
-        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return out
-
-
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, down to what is no mapping."""
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{name}.")
-        else:
-            yield name, value
-
-
-def _load(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        loaded = yaml.load(file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as e:
-        raise ConfigError(f"{file}: cannot be read as YAML: {' '.join(str(e).split())}. Mend it.") from e
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def _environment(config: Mapping[str, Any]) -> dict[str, Any]:

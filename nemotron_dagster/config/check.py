@@ -24,6 +24,7 @@ from nemotron_dagster.catalog.check import (
 from nemotron_dagster.catalog.shape import toml_line
 from nemotron_dagster.config.compile import compile_job
 from nemotron_dagster.config.compose import config_path, load_yaml
+from nemotron_dagster.config.keys import flat, join
 from nemotron_dagster.config.source import yaml_position
 from nemotron_dagster.errors import ConfigError, NemotronError, UsageError, did_you_mean
 from nemotron_dagster.files import read_text
@@ -32,8 +33,8 @@ from nemotron_dagster.project import Project
 #: A variable without a default: its user sets it, so the check stands in for them.
 _UNSET = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)\s*\}")
 _STAND_IN = "1"  # a number and a word
-#: What is only known when a job is compiled for real: an artifact that was made before, a checkout to be mounted.
-_LATER = re.compile(r"\$\{\s*(?:art|auto_mount)\s*:")
+#: What is only known when a job is compiled for real: an artifact that was made before.
+_LATER = re.compile(r"\$\{\s*art\s*:")
 
 
 def check_project(project: Project, step_id: str | None = None) -> list[Finding]:
@@ -44,13 +45,14 @@ def check_project(project: Project, step_id: str | None = None) -> list[Finding]
     """
     roots = list(project.folders("steps"))
     types = [f for r in roots if os.path.lexists(f := r / "types.toml")]
-    if fatal := load_problem(types):
+    own = project.root / "artifacts" if project.root else None
+    if fatal := load_problem(types, own):
         return [fatal]
     catalog = load_catalog(project)
     families = {"engine", *_families(roots)}
     if step_id is None:
         strays = list(stray_folders(roots))
-        found = [*check_types(types, catalog), *strays]
+        found = [*check_types(types, own, catalog), *strays]
         for name, error in catalog.broken.items():
             found += broken_step(_folder(roots, name), name, error)
         for step in catalog.steps.values():
@@ -71,7 +73,7 @@ def check_step(step: Step, catalog: Catalog, families: set[str]) -> Iterator[Fin
     loaded: dict[str, Mapping[str, Any]] = {}
     for name in step.configs:
         try:
-            loaded[name] = _data(config_path(step, name))
+            loaded[name] = load_yaml(config_path(step, name))
         except NemotronError as e:
             yield of_error(ConfigError(str(e)), step.runspec.config_dir / f"{name}.yaml", step.id)
     for name, data in loaded.items():
@@ -88,8 +90,11 @@ def _check_config(step: Step, name: str, data: Mapping[str, Any]) -> Iterator[Fi
     if not lines or not lines[0].lstrip().startswith("#"):
         message = "does not begin with a comment. Say in one line what this config is for."
         yield Finding(str(file), 1, "warning", message, step.id)
-    given = [f"{k}={_STAND_IN}" for k, v in _leaves(data) if v == "???" or (isinstance(v, str) and _LATER.search(v))]
-    given += [f"{k}=[]" for k, v in _leaves(data) if isinstance(v, list) and _LATER.search(str(v))]
+    given = [
+        f"{join(k)}={'[]' if isinstance(v, list) else _STAND_IN}"
+        for k, v in flat(data)
+        if v == "???" or (isinstance(v, str | list) and _LATER.search(str(v)))
+    ]
     try:
         with _variables(_UNSET.findall(str(data))), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,7 +112,9 @@ def required_inputs(step: Step) -> dict[str, list[str]]:
     Raises:
         ConfigError: a config does not load.
     """
-    found = {name: [k for k, v in _leaves(_data(config_path(step, name))) if v == "???"] for name in step.configs}
+    found = {
+        name: [join(k) for k, v in flat(load_yaml(config_path(step, name))) if v == "???"] for name in step.configs
+    }
     return {name: keys for name, keys in found.items() if keys}
 
 
@@ -115,7 +122,7 @@ def _check_keys(step: Step, configs: Iterable[Mapping[str, Any]]) -> Iterator[Fi
     """The manifest names keys that some config has."""
     file = step.directory / "step.toml"
     text = read_text(file)
-    known = {key for data in configs for key in _sections(data)}
+    known = {join(key[: i + 1]) for data in configs for key, _ in flat(data) for i in range(len(key))}
     described = {p.name for p in step.parameters}
 
     def has(key: str) -> bool:
@@ -123,9 +130,9 @@ def _check_keys(step: Step, configs: Iterable[Mapping[str, Any]]) -> Iterator[Fi
 
     for kind, ports in (("consumes", step.consumes), ("produces", step.produces)):
         for i, port in enumerate(ports):
-            if port.bind and not has(port.bind) and port.bind not in described:
-                told = f"{kind} {port.name}: bind {port.bind!r} is no key of any config and no parameter."
-                hint = did_you_mean(port.bind, known) or " Add it to a config, be it null."
+            for key in (k for k, _ in port.keys if not has(k) and k not in described):
+                told = f"{kind} {port.name}: bind {key!r} is no key of any config and no parameter."
+                hint = did_you_mean(key, known) or " Add it to a config, be it null."
                 yield Finding(str(file), toml_line(text, kind, i, "bind"), "error", told + hint, step.id)
     for i, parameter in enumerate(step.parameters):
         if not has(parameter.name):
@@ -191,32 +198,6 @@ def _variables(names: Iterable[str]) -> Iterator[None]:
     finally:
         for name in mine:
             os.environ.pop(name, None)
-
-
-def _data(file: Path) -> dict[str, Any]:
-    loaded: Any = load_yaml(file)
-    if isinstance(loaded, dict):
-        return loaded
-    from omegaconf import OmegaConf
-
-    return dict(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
-
-
-def _sections(data: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of plain data, sections and leaves."""
-    if isinstance(data, Mapping):
-        for key, value in data.items():
-            name = f"{prefix}.{key}" if prefix else str(key)
-            yield name
-            yield from _sections(value, name)
-
-
-def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(data, Mapping):
-        for key, value in data.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, data
 
 
 def _nearly(word: str, known: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemotron_dagster.catalog.model import Step
 from nemotron_dagster.config.artifact_references import is_reference
-from nemotron_dagster.config.keys import ABSENT, child, get, join, merge, parse_key
+from nemotron_dagster.config.keys import ABSENT, child, flat, get, join, merge, parse_key
 from nemotron_dagster.config.secrets import is_secret
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
@@ -36,7 +36,7 @@ def check_secrets(pairs: Iterable[tuple[str, Any]]) -> None:
         ConfigError: naming the key, never the value.
     """
     for key, value in pairs:
-        for path, leaf in _flat(parse_key(key), value):
+        for path, leaf in flat(value, parse_key(key)):
             name = join(path)
             if is_secret(name) and isinstance(leaf, str) and leaf and "${" not in leaf:
                 raise ConfigError(
@@ -59,7 +59,7 @@ def check_overrides(step: Step, pairs: Iterable[tuple[str, Any]], known: Mapping
         whole = parse_key(key)
         if value == {}:
             continue
-        for path, leaf in _flat(whole, value):
+        for path, leaf in flat(value, whole):
             if not _chosen(step, join(path), leaf, ""):
                 notes += _check(step, path, leaf, known)
     return notes
@@ -84,14 +84,6 @@ def is_free(step: Step, path: Path) -> bool:
         if len(parts) <= len(path) and all(p in ("*", q) for p, q in zip(parts, path, strict=False)):
             return True
     return False
-
-
-def _flat(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
-    if isinstance(value, Mapping) and value:
-        for k, v in value.items():
-            yield from _flat((*path, str(k)), v)
-    else:
-        yield path, value
 
 
 def _chosen(step: Step, key: str, value: Any, where: str) -> bool:

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nemotron_dagster.config.checks import check_choices, check_overrides, check
 from nemotron_dagster.config.compose import Layer, config_path, layers, load_yaml, merged
 from nemotron_dagster.config.delivery import Delivery, wanted
 from nemotron_dagster.config.job import build_job
-from nemotron_dagster.config.keys import ABSENT, Key, change, get, join, leaves, merge, parse_key, put
+from nemotron_dagster.config.keys import ABSENT, Key, change, flat, get, join, leaves, merge, parse_key, put
 from nemotron_dagster.config.overrides import apply, parse_dotlist
 from nemotron_dagster.config.places import Places, Relocation
 from nemotron_dagster.config.profiles import Environment
@@ -116,8 +116,8 @@ def compile_job(
     job = build_job(step, loaded, pairs, cli, profile, mode, environment or Environment())
 
     places = Places(relocation, find_project().root)
-    given = {path for key, value in pairs for path in _given(value, parse_key(key))}
-    given |= {path for layer in files if not _owned(step, layer) for path in _given(layer.data, ())}
+    given = {path for key, value in pairs for path, _ in flat(value, parse_key(key))}
+    given |= {path for layer in files if not _owned(step, layer) for path, _ in flat(layer.data)}
     written = places.relocate(merge(None, {k: v for k, v in job.items() if k != "run" and k not in step.literal}))
     bound, external = _bind(step, written, given, inputs or {}, offered or {})
     outputs = _outputs(step, written)
@@ -208,15 +208,6 @@ def _owned(step: Step, layer: Layer) -> bool:
     """Whether the file is one of the step's configs: what it says is no wish of the user's."""
     assert step.runspec is not None
     return layer.file.parent.resolve() == step.runspec.config_dir.resolve()
-
-
-def _given(value: Any, path: Key) -> Iterator[Key]:
-    """The keys that an override or a file gives a value."""
-    if isinstance(value, Mapping) and value:
-        for k, v in value.items():
-            yield from _given(v, (*path, str(k)))
-    else:
-        yield path
 
 
 def _is_given(key: str, given: set[Key]) -> bool:

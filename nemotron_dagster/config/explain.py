@@ -13,18 +13,18 @@ from typing import Any
 from nemotron_dagster.catalog.model import Step
 from nemotron_dagster.config.compile import JobSpec
 from nemotron_dagster.config.compose import config_path
+from nemotron_dagster.config.compose import layers as files_of
+from nemotron_dagster.config.interpolation import Unresolved, absolute, parts_of
+from nemotron_dagster.config.keys import ABSENT, Key, flat, get, join, parse_key
 from nemotron_dagster.config.overrides import parse_dotlist
 from nemotron_dagster.config.profiles import Environment
 from nemotron_dagster.config.secrets import HIDDEN, is_secret, redact
-from nemotron_dagster.config.source import Position, read_yaml, toml_position, yaml_position
+from nemotron_dagster.config.source import Position, toml_position, yaml_position
 from nemotron_dagster.errors import ConfigError, did_you_mean
 from nemotron_dagster.files import printable
 
-Parts = tuple[str, ...]
-
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE = re.compile(r"oc\.env\s*:\s*([A-Za-z_]\w*)\s*(,)?")
-_ABSENT = object()
 _MANAGED = "(managed)"
 
 
@@ -59,12 +59,15 @@ def explain(
         ConfigError: the compiled config has no such key; naming the closest ones.
     """
     sources = _Sources(step, config, tuple(overrides), profile, environment, spec)
-    parts = _parts(key)
-    value = _get(sources.final, parts)
-    if value is _ABSENT or not parts:
+    try:
+        parts = parse_key(key)
+    except ValueError:
+        raise _unknown(key, step, sources.final) from None
+    value = get(sources.final, parts, ABSENT)
+    if value is ABSENT:
         raise _unknown(key, step, sources.final)
     if isinstance(value, Mapping) and value:
-        return [layer for path, _ in _leaves(value, parts) for layer in sources.layers(path)]
+        return [layer for path, _ in flat(value, parts) for layer in sources.layers(path)]
     return sources.layers(parts)
 
 
@@ -96,115 +99,104 @@ class _Sources:
         spec: JobSpec,
     ) -> None:
         file = config_path(step, config)
-        self.step, self.spec, self.environment = step, spec, environment
-        self.files = list(_files(file, f"config {file.stem}"))
-        self.profiles = list(_profiles(environment, profile)) if profile else []
-        self.overrides = [(_parts(k), v) for k, v in parse_dotlist(overrides)]
+        self.spec, self.environment = spec, environment
+        self.files = files_of(file)
+        self.profiles = environment.chain(profile)[::-1] if profile else ()
+        self.overrides = [(parse_key(k), v) for k, v in parse_dotlist(overrides)]
         self.final: dict[str, Any] = {**spec.train, "run": spec.run}
 
-    def layers(self, path: Parts, followed: frozenset[Parts] = frozenset()) -> list[Layer]:
+    def layers(self, path: Key, followed: frozenset[Key] = frozenset()) -> list[Layer]:
         """The layers of one value, lowest first, then what the deciding one refers to."""
-        key, final = ".".join(path), _get(self.final, path)
-        found = [*self._system(path), *self._from_files(path)]
+        final = get(self.final, path, ABSENT)
+        found = [*self._system("artifacts", ("artifacts",), path), *self._from_files(path)]
+        found += self._system("wandb", ("run", "wandb"), path)
         found = _ordered(found, self._from_profiles(path), final)
         found += self._from_overrides(path)
         deciding = _deciding(found, final)
         found = [replace(layer, wins=i in deciding) for i, layer in enumerate(found)]
-        filled = self._filled(key, final)
+        filled = self._filled(path, final)
         if filled is not None or not found:
             found = [replace(layer, wins=False) for layer in found]
-            found.append(filled or Layer(key, final, "set by nemotron", None, True))
+            found.append(filled or Layer(join(path), final, "set by nemotron", None, True))
         for layer in [one for one in found if one.wins]:
             found += self._references(layer, path, followed | {path})
         return [replace(layer, value=_hidden(path, layer.value)) for layer in found]
 
-    def _from_files(self, path: Parts) -> Iterator[Layer]:
-        for file, source, data in self.files:
-            value = _get(data, path)
-            if value is not _ABSENT:
-                yield Layer(".".join(path), value, source, _yaml_at(file, path))
+    def _from_files(self, path: Key) -> Iterator[Layer]:
+        """The files of the ``defaults`` chain, bases first."""
+        for file, data in ((layer.file, layer.data) for layer in self.files):
+            value = get(data, path, ABSENT)
+            if value is not ABSENT:
+                source = f"config {file.stem}" if file == self.files[-1].file else f"base of {self.files[-1].file.stem}"
+                yield Layer(join(path), value, source, yaml_position(file, path))
 
-    def _from_profiles(self, path: Parts) -> list[Layer]:
+    def _from_profiles(self, path: Key) -> list[Layer]:
         found = []
-        for file, name, table in self.profiles if path[:2] == ("run", "env") else []:
-            value = _get(table, path[2:])
-            if value is not _ABSENT and path[2:]:
-                at = _toml_at(file, (name, *path[2:]))
-                found.append(Layer(".".join(path), value, f"profile {name}", at))
+        for layer in self.profiles if path[:2] == ("run", "env") and path[2:] else ():
+            value = get(layer.table, path[2:], ABSENT)
+            if value is not ABSENT:
+                at = _toml_at(layer.file, (layer.name, *path[2:]))
+                found.append(Layer(join(path), value, f"profile {layer.name}", at))
         return found
 
-    def _system(self, path: Parts) -> Iterator[Layer]:
-        """[wandb] reaches run.wandb, [artifacts] the root; the config's own keys win over both."""
-        for name, prefix in (("wandb", ("run", "wandb")), ("artifacts", ("artifacts",))):
-            table = self.environment.tables.get(name)
-            if path[: len(prefix)] == prefix and isinstance(table, Mapping):
-                rest = path[len(prefix) :]
-                value = _get(table, rest)
-                if value is not _ABSENT:
-                    at = _toml_at(self.environment.file, (name, *rest))
-                    yield Layer(".".join(path), value, f"[{name}]", at)
+    def _system(self, name: str, prefix: Key, path: Key) -> Iterator[Layer]:
+        """A system section of env.toml: the config's own keys win over [artifacts], [wandb] replaces ``run.wandb``."""
+        table, rest = self.environment.tables.get(name), path[len(prefix) :]
+        value = get(table, rest, ABSENT) if path[: len(prefix)] == prefix and table else ABSENT
+        if value is not ABSENT:
+            yield Layer(join(path), value, f"[{name}]", _toml_at(self.environment.file, (name, *rest)))
 
-    def _from_overrides(self, path: Parts) -> Iterator[Layer]:
+    def _from_overrides(self, path: Key) -> Iterator[Layer]:
         for key, value in self.overrides:
-            below = _get(value, path[len(key) :]) if path[: len(key)] == key else _ABSENT
-            if below is not _ABSENT:
-                text = _short(_hidden(key, value))
-                yield Layer(".".join(path), below, f"override {'.'.join(key)}={text}")
+            below = get(value, path[len(key) :], ABSENT) if path[: len(key)] == key else ABSENT
+            if below is not ABSENT:
+                yield Layer(join(path), below, f"override {join(key)}={_short(_hidden(key, value))}")
 
-    def _filled(self, key: str, final: Any) -> Layer | None:
+    def _filled(self, path: Key, final: Any) -> Layer | None:
         """What binding puts there: an upstream artifact, or the output directory that the engine manages."""
-        for port in self.step.consumes:
-            if port.bind == key and port.name in self.spec.bound:
-                producer = f" of {port.source}" if port.source else ""
-                return Layer(key, final, f"artifact{producer}, the input {port.name}", None, True)
-        for port in self.step.produces:
-            if port.bind == key and self.spec.explicit_output is None:
-                source = f"output directory of the job, set when it starts; {key}=DIR names another"
-                return Layer(key, _MANAGED, source, None, True)
+        for port in self.spec.step.consumes:
+            for key, suffix in port.keys if port.name in self.spec.bound else ():
+                whole = str(get(self.final, str(port.bind))).removesuffix(port.suffix) + suffix
+                if parse_key(key) == path and (key == port.bind or final == whole):
+                    producer = f" of {port.source}" if port.source else ""
+                    return Layer(join(path), final, f"artifact{producer}, the input {port.name}", None, True)
+        for port in self.spec.step.produces:
+            for key in (k for k, _ in port.keys if parse_key(k) == path):
+                if self.spec.delivery is not None:
+                    source = f"file of the job, set when it starts; copied to {self.spec.delivery.path} when it is done"
+                elif self.spec.explicit_output is None:
+                    source = f"output directory of the job, set when it starts; {key}=DIR names another"
+                elif key != port.bind:
+                    source = f"set when the job starts, below {port.bind}"
+                else:
+                    continue
+                return Layer(join(path), _MANAGED, source, None, True)
         return None
 
-    def _references(self, layer: Layer, path: Parts, followed: frozenset[Parts]) -> Iterator[Layer]:
+    def _references(self, layer: Layer, path: Key, followed: frozenset[Key]) -> Iterator[Layer]:
         for text in _REFERENCE.findall(layer.value if isinstance(layer.value, str) else ""):
             variable = _VARIABLE.match(text)
             if variable:
                 yield _from_variable(layer.key, path, variable[1], bool(variable[2]))
             elif ":" not in text:
                 target = _target(text.strip(), path)
-                value = _get(self.final, target)
-                if value is _ABSENT or target in followed:
+                value = get(self.final, target, ABSENT) if target else ABSENT
+                if target is None or value is ABSENT or target in followed:
                     continue
                 yield Layer(layer.key, _hidden(target, value), f"interpolation ${{{text}}}", None, True)
                 if not isinstance(value, (Mapping, list)):
                     for other in self.layers(target, followed):
                         if other.wins:
-                            yield replace(other, key=layer.key, source=f"{other.source} ({'.'.join(target)})")
+                            yield replace(other, key=layer.key, source=f"{other.source} ({join(target)})")
 
 
-def _from_variable(key: str, path: Parts, name: str, has_default: bool) -> Layer:
+def _from_variable(key: str, path: Key, name: str, has_default: bool) -> Layer:
     value = os.environ.get(name)
     if value is None:
         what = "is not set: its default counts" if has_default else "is not set"
         return Layer(key, None, f"environment variable {name} {what}", None, has_default)
     secret = is_secret(name) or any(is_secret(p) for p in path)
     return Layer(key, HIDDEN if secret else value, f"environment variable {name}", None, True)
-
-
-def _files(path: Path, source: str) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
-    """The files of a ``defaults`` chain, bases first. It compiled, so it has no circle."""
-    data = read_yaml(path)
-    bases = data.get("defaults")
-    names = [bases] if isinstance(bases, str) else bases
-    if isinstance(names, list) and all(isinstance(n, str) for n in names):
-        data = {k: v for k, v in data.items() if k != "defaults"}
-        for name in names:
-            if name != "_self_":
-                yield from _files(path.parent / (name if Path(name).suffix else f"{name}.yaml"), f"base of {path.stem}")
-    yield path, source, data
-
-
-def _profiles(environment: Environment, name: str) -> list[tuple[Path | None, str, Mapping[str, Any]]]:
-    """File, name and table of a profile and of those that it extends, the farthest first."""
-    return [(layer.file, layer.name, layer.table) for layer in reversed(environment.chain(name))]
 
 
 def _ordered(files: list[Layer], profiles: list[Layer], final: Any) -> list[Layer]:
@@ -230,45 +222,20 @@ def _same(written: Any, final: Any) -> bool:
     return bool(written == final) or (isinstance(written, str) and "${" in written)
 
 
-def _target(text: str, path: Parts) -> Parts:
+def _target(text: str, path: Key) -> Key | None:
     """The key that an interpolation in the value at ``path`` names; leading dots count from there."""
-    dots = len(text) - len(text.lstrip("."))
-    base = path[: max(len(path) - dots, 0)] if dots else ()
-    return (*base, *_parts(text.lstrip(".")))
+    bare = text.lstrip(".")
+    try:
+        return absolute(path, len(text) - len(bare), parts_of(bare))
+    except Unresolved:
+        return None
 
 
-def _parts(key: str) -> Parts:
-    return tuple(p for p in re.split(r"\.|\[(\d+)\]", key) if p)
-
-
-def _get(data: Any, parts: Parts) -> Any:
-    for part in parts:
-        if isinstance(data, Mapping):
-            data = data[part] if part in data else next((v for k, v in data.items() if str(k) == part), _ABSENT)
-        elif isinstance(data, list) and part.isdecimal() and int(part) < len(data):
-            data = data[int(part)]
-        else:
-            return _ABSENT
-    return data
-
-
-def _leaves(value: Any, path: Parts) -> Iterator[tuple[Parts, Any]]:
-    if isinstance(value, Mapping) and value:
-        for k, v in value.items():
-            yield from _leaves(v, (*path, str(k)))
-    else:
-        yield path, value
-
-
-def _yaml_at(file: Path, path: Parts) -> Position | None:
-    return yaml_position(file, ".".join(path))
-
-
-def _toml_at(file: Path | None, path: Parts) -> Position | None:
+def _toml_at(file: Path | None, path: Key) -> Position | None:
     return toml_position(file, ".".join(json.dumps(p) for p in path)) if file else None
 
 
-def _hidden(path: Parts, value: Any) -> Any:
+def _hidden(path: Key, value: Any) -> Any:
     """The value without literal secrets, be it its own or those below it."""
     for part in reversed(path):
         value = {part: value}
@@ -286,8 +253,8 @@ def _short(value: Any) -> str:
 
 def _unknown(key: str, step: Step, final: Mapping[str, Any]) -> ConfigError:
     known: dict[str, None] = {}
-    for path, _ in _leaves(final, ()):
-        known |= dict.fromkeys(".".join(path[: i + 1]) for i in range(len(path)))
+    for path, _ in flat(final):
+        known |= dict.fromkeys(join(path[: i + 1]) for i in range(len(path)))
     name = printable(key, 80)
     hint = did_you_mean(key[:200], known) or f" Top-level keys: {', '.join(map(str, final))}."
     return ConfigError(f"{name!r} is no key of the compiled config of {step.id}.{hint} `run -d` prints it whole.")

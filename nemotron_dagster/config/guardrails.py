@@ -16,8 +16,9 @@ from nemotron_dagster.config.guardrail_case import Case, Finding, Level
 from nemotron_dagster.config.guardrail_facts import Facts, facts, memory_gb, minutes
 from nemotron_dagster.config.guardrail_rules import Rules, load_rules
 from nemotron_dagster.config.guardrail_step import CHECKS
+from nemotron_dagster.config.interpolation import Unresolved
 from nemotron_dagster.config.profiles import Environment, KeyPath, secret_message
-from nemotron_dagster.config.references import Unresolved, unset_secrets
+from nemotron_dagster.config.references import unset_secrets
 from nemotron_dagster.config.secrets import is_secret, redact
 from nemotron_dagster.errors import NemotronError, ProfileError
 from nemotron_dagster.project import Project

@@ -25,6 +25,7 @@ from nemotron_dagster.config.grammar import (
     unescape,
 )
 from nemotron_dagster.config.keys import ABSENT, child, join, parse_key
+from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import did_you_mean
 
 Path = tuple[Any, ...]
@@ -43,12 +44,13 @@ class Unresolved(Exception):
     Attributes:
         reason: what is wrong with it.
         fix: the next action; may use ``{key}``.
+        variable: the environment variable that is not set, where that is the reason.
         path: whose value it is; filled in on the way.
     """
 
-    def __init__(self, reason: str, fix: str = "Mend that key.") -> None:
+    def __init__(self, reason: str, fix: str = "Mend that key.", variable: str | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.fix = reason, fix
+        self.reason, self.fix, self.variable = reason, fix, variable
         self.path: Path | None = None
 
 
@@ -62,6 +64,9 @@ class Unset(Unresolved):
 
 class Resolution:
     """One pass over one config. Holds no state that another thread or another pass could see."""
+
+    no_key = "the config has no key {}"
+    no_resolver = "there is no resolver {!r}"
 
     def __init__(self, root: Mapping[str, Any], resolvers: Mapping[str, Resolver]) -> None:
         self.root = root
@@ -107,7 +112,7 @@ class Resolution:
             if found is ABSENT:
                 near = [join((*path[:i], k)) for k in node] if isinstance(node, Mapping) else []
                 wanted = join(path)
-                raise Unset(f"the config has no key {wanted}", did_you_mean(wanted, near).strip() or "Add that key.")
+                raise Unset(self.no_key.format(wanted), did_you_mean(wanted, near).strip() or "Add that key.")
             seen, node = (*seen, found), node[found]
             if isinstance(node, str) and "${" in node:
                 node = self.value(seen)
@@ -136,7 +141,7 @@ class Resolution:
         for part in parts:
             found = child(node, str(part))
             if found is ABSENT:
-                raise Unset(f"the config has no key {join(path)}")
+                raise Unset(self.no_key.format(join(path)))
             node = node[found]
         return self._copied(node)
 
@@ -242,7 +247,7 @@ class Resolution:
         name = ".".join(str(self.evaluate(p, path, argument=True)) if not isinstance(p, str) else p for p in call.name)
         if name not in self.resolvers:
             close = did_you_mean(name, self.resolvers).strip() or f"Known: {', '.join(sorted(self.resolvers))}."
-            raise Unresolved(f"there is no resolver {name!r}", close)
+            raise Unresolved(self.no_resolver.format(name), close)
         if name in LAZY:
             return self.resolvers[name](self, path, call.args)
         values = tuple(self.evaluate(a, path, argument=True) for a in call.args)
@@ -346,7 +351,7 @@ def _size(value: Any) -> int:
 
 def short(value: Any) -> str:
     """The value as a message shows it."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = redact(value if isinstance(value, str) else json.dumps(value, default=str))
     return repr(text if len(text) <= 120 else text[:117] + "...")
 
 

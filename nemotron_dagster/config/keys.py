@@ -173,6 +173,15 @@ def change(data: Any, key: Key, function: Callable[[Any], Any]) -> None:
         node[found] = function(node[found])
 
 
+def flat(value: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every key of plain data and its value, down to what is no section; an empty section is a value."""
+    if isinstance(value, Mapping) and value:
+        for k, v in value.items():
+            yield from flat(v, (*path, str(k)))
+    else:
+        yield path, value
+
+
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every path of plain data and its value, down to what is neither a mapping nor a list."""
     if isinstance(value, Mapping) and value:

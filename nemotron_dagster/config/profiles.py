@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemotron_dagster.config.references import Unresolved, resolve
+from nemotron_dagster.config.keys import leaves
 from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.config.sections import RESERVED, kind, problems
 from nemotron_dagster.errors import ProfileError, did_you_mean
+
+if TYPE_CHECKING:
+    from nemotron_dagster.config.interpolation import Unresolved
 
 KeyPath = tuple[str | int, ...]
 _warned: set[str] = set()
@@ -88,13 +91,15 @@ class Environment:
             ProfileError: the inheritance is wrong, or a value is of a type that no setting has.
         """
         merged = self.written(name)
-        for path, value in _leaves(merged):
+        for path, value in leaves(merged):
             if not isinstance(value, str | int | float | bool | list | Mapping):
                 text = ".".join(map(str, path))
                 raise ProfileError(
                     f"{self.where(name, *path)}: {text} = {value} is {kind(value)}, which no setting takes. "
                     f'Write it as text: "{value}".'
                 )
+        from nemotron_dagster.config.references import resolve
+
         return resolve(merged)
 
     def profile(self, name: str) -> dict[str, Any]:
@@ -106,12 +111,11 @@ class Environment:
         values, failed = self.resolved(name)
         for path, unresolved in failed.items():
             key = ".".join(map(str, path))
-            fix = (
-                f"Export {unresolved.variable}, or give it a default: ${{oc.env:{unresolved.variable},VALUE}}"
-                if unresolved.variable
-                else "Mend it or remove the key"
-            )
-            raise ProfileError(f"{self.where(name, *path)}: profile {name!r}: {key}: {unresolved.reason}. {fix}.")
+            reason, fix = unresolved.reason, unresolved.fix.replace("{key}", key)
+            if variable := unresolved.variable:
+                reason = f"variable {variable} is not set"
+                fix = f"Export {variable}, or give it a default: ${{oc.env:{variable},VALUE}}."
+            raise ProfileError(f"{self.where(name, *path)}: profile {name!r}: {key}: {reason}. {fix}")
         self._warn(name)
         return values
 
@@ -121,6 +125,8 @@ class Environment:
         Raises:
             ProfileError: a value cannot be resolved.
         """
+        from nemotron_dagster.config.references import resolve
+
         table = self.tables.get(name)
         values, failed = resolve(table if isinstance(table, Mapping) else {})
         for path, unresolved in failed.items():
@@ -153,9 +159,9 @@ class Environment:
 
     def literal_secrets(self, name: str) -> Iterator[KeyPath]:
         """Keys of the merged profile that hold a secret itself instead of a reference to a variable."""
-        for path, value in _leaves(self.written(name)):
+        for path, value in leaves(self.written(name)):
             named = next((str(p) for p in reversed(path) if isinstance(p, str)), "")
-            literal = is_secret(named) and value not in ("", "???") and "${" not in str(value)
+            literal = is_secret(named) and value not in ("", "???", [], {}) and "${" not in str(value)
             if literal or (isinstance(value, str) and looks_secret(value)):
                 yield path
 
@@ -281,12 +287,3 @@ def _has(data: Any, path: KeyPath) -> bool:
             return False
         data = data[part]
     return True
-
-
-def _leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield path, value
-        return
-    for key, inner in items:
-        yield from _leaves(inner, (*path, key))

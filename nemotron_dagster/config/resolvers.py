@@ -35,6 +35,7 @@ class Variables:
         job: what the job will see because the profile or the config says so.
         derived: what the target sets for the job.
         environ: the submitter's own environment.
+        revealed: secrets have their values too.
     """
 
     environ: Mapping[str, str]
@@ -42,6 +43,7 @@ class Variables:
     step_directory: Path | None = None
     job: Mapping[str, Any] = field(default_factory=dict)
     derived: Mapping[str, str] = field(default_factory=dict)
+    revealed: bool = False
 
     def resolver(self) -> Resolver:
         """``oc.env`` over these variables; one that is secret by its name or by the key it fills stays."""
@@ -52,8 +54,9 @@ class Variables:
             name = resolution.evaluate(args[0], path, argument=True)
             if not isinstance(name, str) or isinstance(name, Reference):
                 raise Unresolved(f"{name!r} stands where a variable's name is needed", "Write ${oc.env:NAME}.")
-            secret = is_secret(name) or any(is_secret(k) for k in path[-1:] if isinstance(k, str))
-            if secret or isinstance(self.job.get(name), Reference) or (name == STEP_DIR and self.places.moved):
+            fills = next((k for k in reversed(path) if isinstance(k, str)), "")
+            secret = is_secret(name) or is_secret(fills) or isinstance(self.job.get(name), Reference)
+            if (secret and not self.revealed) or (name == STEP_DIR and self.places.moved):
                 return keep("oc.env", (name, *(resolution.evaluate(a, path, argument=True) for a in args[1:])))
             found = self.lookup(name)
             if found is not None:
@@ -62,6 +65,7 @@ class Variables:
                 raise Unresolved(
                     f"environment variable {name} is not set",
                     f"Export {name}, set run.env.env_vars.{name}=VALUE, or give {{key}}=VALUE.",
+                    name,
                 )
             value = resolution.evaluate(args[1], path, argument=True)
             return value if value is None or isinstance(value, Reference) else str(value)

@@ -5,11 +5,11 @@ Whatever is wrong with one is a single named error with its position; see ``yaml
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nemotron_dagster.config.keys import ABSENT, Key, child, parse_key
 from nemotron_dagster.config.yaml_data import Marks, YamlProblem, parse
 from nemotron_dagster.errors import ConfigError
 from nemotron_dagster.files import Position, printable, read_text, read_toml
@@ -47,21 +47,17 @@ def read_value(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: the value is not valid YAML ({at}: {e}). Mend or quote it.") from e
 
 
-def yaml_position(path: Path, key: str) -> Position | None:
-    """Where the dotted ``key`` (``a.b.0.c`` or ``a.b[0].c``) is written in the file; None where it is not."""
+def yaml_position(path: Path, key: str | Key) -> Position | None:
+    """Where ``key`` (``a.b.0.c`` or ``a.b[0].c``) is written in the file; None where it is not."""
     try:
         node, marks = _parse_cached(path, read_text(path))
-    except ConfigError:
+        parts = parse_key(key) if isinstance(key, str) else key
+    except (ConfigError, ValueError):
         return None
     at: tuple[int, int] | None = None
-    for part in (p for p in re.split(r"\.|\[(\d+)\]", key) if p):
-        if isinstance(node, dict):
-            found: Any = next((k for k in node if str(k) == part), None)
-            if found is None:
-                return None
-        elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-            found = int(part)
-        else:
+    for part in parts:
+        found = child(node, part)
+        if found is ABSENT:
             return None
         at, node = marks[id(node)][found], node[found]
     return Position(path, *at) if at else None

@@ -234,7 +234,7 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
         settings=json.loads(json.dumps(redact(spec.train), default=str)),
         counts=fingerprints.counts(len(files), headline(port.type, facts, reported)),
     )
-    known = fingerprints.of(place.output / inner, facts, reported, [vars(r.manifest) for r in request.inputs.values()])
+    known = fingerprints.of(facts, reported, [vars(r.manifest) for r in request.inputs.values()])
     return publish(place, replace(manifest, **known))
 
 
