@@ -24,6 +24,7 @@ from nemotron_dagster.artifacts.loading import Rows, rows
 from nemotron_dagster.artifacts.places import place
 from nemotron_dagster.artifacts.store import latest, set_latest
 from nemotron_dagster.artifacts.types.binidx import BinIdx
+from nemotron_dagster.artifacts.types.eval_results import Results, Score
 from nemotron_dagster.artifacts.values import Origin, publish_value
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.dagster.io_managers import ArtifactIOManager, io_managers
@@ -34,6 +35,9 @@ QUESTIONS = [
     {"question_id": i, "question": f"{i}?", "options": ["a", "b"], "answer_index": 0, "answer": "A", "category": "c"}
     for i in range(3)
 ]
+
+
+RESULTS = Results(model={"name": "m"}, backend="own", scores=(Score(task="t", metric="acc", value=0.5, n=4),))
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +143,7 @@ def test_every_natural_value_of_a_type_is_accepted(tmp_path: Path) -> None:
         ("binidx", [np.array([1, 2, 3]), np.array([4])]),
         ("binidx", np.array([1, 2, 3])),
         ("binidx", np.array([[1, 2], [3, 4]])),
+        ("eval_results", RESULTS),
     ]
     cases[2] = ("raw_jsonl", pa.table({"text": ["a", "b"]}).to_reader())
     cases[5][1].write_text(json.dumps(chat(1)) + "\n")
@@ -180,12 +185,14 @@ CONSUMED: list[tuple[str, Any, Callable[[Any], Any], Any]] = [
     ("binidx", BinIdx, lambda v: v[0].tolist(), [1, 2, 3]),
     ("binidx", np.ndarray, lambda v: v.tolist(), [1, 2, 3]),
     ("binidx", dict, lambda v: v["train"][0][0], 1.0),
+    ("eval_results", Results, lambda v: v.scores[0].value, 0.5),
 ]
 VALUES = {
     "training_jsonl": lambda: [chat(i) for i in range(3)],
     "mcq_benchmark_parquet": lambda: pa.Table.from_pylist(QUESTIONS),
     "packed_parquet": lambda: [([1, 2], [0, 0], [0])],
     "binidx": lambda: np.array([1, 2, 3]),
+    "eval_results": lambda: RESULTS,
 }
 
 
@@ -271,6 +278,7 @@ STREAM = """
 import resource, sys
 from pathlib import Path
 from nemotron_dagster.artifacts.loading import Rows, rows
+from nemotron_dagster.artifacts.types.eval_results import Results, Score
 from nemotron_dagster.artifacts.values import Origin, publish_value
 text = "x" * 1000
 def generate(n):
@@ -366,6 +374,13 @@ def test_a_never_materialized_input_is_named(tmp_path: Path) -> None:
         [producer, look], selection=dg.AssetSelection.assets(look), resources=resources, raise_on_error=False
     )
     assert "own/rows: was never materialized. Materialize it first." in failed(result)
+
+
+def test_an_optional_input_is_none_where_nothing_was_materialized(tmp_path: Path) -> None:
+    look, seen = consumer(ArtifactRef | None, lambda v: v)
+    resources = {**io_managers(TYPES, tmp_path), "plain": Nowhere()}
+    chosen = dg.AssetSelection.assets(look)
+    assert dg.materialize([made(lambda: 1), look], selection=chosen, resources=resources).success and seen == [None]
 
 
 def spoil_content(root: Path, ref: ArtifactRef) -> None:

@@ -59,10 +59,16 @@ def project_definitions(project: Project) -> dg.Definitions:
     file = project.root / "definitions.py" if project.root else None
     own = file is not None and file.is_file()
     defs = _own_definitions(file) if file is not None and own else build_definitions(project)
-    for pipeline in load_pipelines(project, load_catalog(project)).values():
+    catalog, keys = load_catalog(project), _keys(defs)
+    if lacking := [i for i in catalog.steps if tuple(i.split("/")) not in keys]:
+        raise ConfigError(
+            f"{file}: its `defs` lacks the steps ({lacking[0]} and {len(lacking) - 1} more). Merge them in: "
+            "dg.Definitions.merge(build_definitions(project), ...); see docs/projects.md."
+        )
+    for pipeline in load_pipelines(project, catalog).values():
         for node in pipeline.nodes.values():
             for port, key in node.assets.items():
-                if key not in _keys(defs):
+                if key not in keys:
                     raise ConfigError(
                         f"{pipeline.file}: node {node.name!r}: input {port}: no asset {'/'.join(key)!r} in "
                         f"{file}{'' if own else ', which is not there'}. Define it, and merge it with ours."
