@@ -7,18 +7,20 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, Relocation, compile_job
+from nemotron_dagster.config.guardrails import check_job
+from nemotron_dagster.config.profiles import Environment
 from nemotron_dagster.config.references import reveal
 from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.config.yaml_text import to_yaml
-from nemotron_dagster.errors import PreflightError
+from nemotron_dagster.errors import PreflightError, ProfileError
 from nemotron_dagster.jobs import launch, payload_env
-from nemotron_dagster.jobs.target import ANY_KEY, Submission, relocation_of
+from nemotron_dagster.jobs.target import ANY_KEY, Submission, make_target, relocation_of
 from nemotron_dagster.project import Project
 
 #: The job's directory as profiles for containers write it; without a container it is where it lies.
@@ -26,22 +28,40 @@ _JOB_DIRECTORY = re.compile(r"(?<![\w.-])/nemo_run(?=[/:]|$)")
 
 
 def compile_on(
-    project: Project, step: Step, config: str | None = None, overrides: Iterable[str] = (), **options: Any
+    project: Project,
+    step: Step,
+    config: str | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    environment: Environment,
+    submitting: bool = True,
+    **options: Any,
 ) -> JobSpec:
-    """``compile_job`` with the relocation of the target that the profile names; ``options`` are its keywords.
+    """``compile_job`` for the target that the profile names, by the guardrails; ``options`` are its other keywords.
 
     Which target that is, and whether it moves the code, only the compiled job can tell: it is compiled again then.
+    What is doubtful about the profile is added to the notes; unless ``submitting``, what cannot work is too.
 
     Raises:
         ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
+        TargetError: with ``submitting``, the target takes no jobs.
     """
     overrides = tuple(overrides)
-    spec = compile_job(step, config, overrides, **options)
+    spec = compile_job(step, config, overrides, environment=environment, **options)
     image = step.runspec.image if step.runspec else None
     relocation = relocation_of(project, spec.profile, spec.environment, image)
-    if relocation is None:
-        return spec
-    return compile_job(step, config, overrides, **options, relocation=relocation)
+    if relocation is not None:
+        spec = compile_job(step, config, overrides, environment=environment, **options, relocation=relocation)
+    if submitting:
+        make_target(project, spec.profile, spec.environment).check()
+    told: dict[str, list[str]] = {"error": [], "warning": []}
+    for f in check_job(project, environment, spec):
+        refused = f.level == "error" and not submitting
+        text = f"{f.where}: profile {f.profile!r}: {f.message}{' A run would be refused.' if refused else ''}"
+        told["warning" if refused else f.level].append(text)
+    if told["error"]:
+        raise ProfileError("\n".join(told["error"]))
+    return replace(spec, notes=(*spec.notes, *told["warning"]))
 
 
 @dataclass(frozen=True)
