@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +348,38 @@ def test_images_are_told_by_their_repository(image: str, family: str | None) -> 
     from nemotron_dagster.config.guardrail_rules import load_rules
 
     assert image_family(image, load_rules(BUNDLED).table("images")) == family
+
+
+# ---- on a run ----
+
+
+@pytest.fixture
+def guarded(project: Path) -> Path:
+    (project / "env").mkdir()
+    (project / "env" / "guardrails.toml").write_text('[rule.rows]\nsteps = ["demo/rows"]\ngpus = "none"\nnodes = 3\n')
+    return project
+
+
+def test_a_run_on_a_profile_that_cannot_work_is_refused_with_every_error_and_leaves_nothing(
+    guarded: Path, nemotron: Callable
+) -> None:
+    (guarded / "env.toml").write_text('[p]\nexecutor = "local"\nnodes = 2\n')
+    for how in ("-r", "-b"):
+        done = nemotron("steps", "run", "demo/rows", how, "p", cwd=guarded)
+        assert done.returncode == 4 and done.stdout == "", done.stderr
+        assert "env.toml:3:1: profile 'p': demo/rows needs 3 nodes, this profile has 2" in done.stderr, done.stderr
+        assert "env.toml:3:1: profile 'p': local has one node, this asks for 2" in done.stderr
+    assert not (guarded / ".nemotron").exists()
+    shown = nemotron("steps", "run", "demo/rows", "-r", "p", "-d", cwd=guarded)
+    assert shown.returncode == 0 and "# submission" in shown.stdout
+    assert "Warning: " in shown.stderr and "this asks for 2" in shown.stderr and "would be refused" in shown.stderr
+
+
+def test_an_override_mends_what_the_guardrails_refuse_and_a_warning_is_told_once(
+    guarded: Path, nemotron: Callable
+) -> None:
+    (guarded / "env.toml").write_text('[p]\nexecutor = "local"\nnodes = 2\ngpus_per_node = 1\n')
+    done = nemotron("steps", "run", "demo/rows", "-r", "p", "run.env.nodes=3", "n=2", "-d", cwd=guarded)
+    assert done.stderr.count("uses no GPU; 1 per node would stay idle") == 1 and "needs 3" not in done.stderr
+    plain = nemotron("steps", "run", "demo/rows", "-d", cwd=guarded)
+    assert plain.stderr == "", "a run without a profile has nothing to check"

@@ -244,3 +244,44 @@ def test_a_mount_that_cannot_be_meant_is_refused_when_compiled(refs: Step, spec:
     name = config(refs, f"run: {{env: {{mounts: ['${{auto_mount:{spec}}}']}}}}\n")
     with pytest.raises(ConfigError, match=rf"run\.env\.mounts\[0\]: .*{message}"):
         compile_job(refs, name)
+
+
+@pytest.mark.parametrize("extra", ["", "three: ${mul:3,1}\n"])
+def test_a_payload_reads_a_config_of_fifty_thousand_values(extra: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{extra}values:\n" + "- {a: 1, b: 1e-5}\n" * 10_000)  # with their keys, 50,000 nodes
+    load = f"payload.load_config(payload.Path({str(file)!r}), ['--config', {str(file)!r}])"
+    check = "assert len(v) == 10_000 and v[-1] == {'a': 1, 'b': 1e-5}"
+    code = f"from _runtime import payload; v = {load}['values']; {check}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO / "steps", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_config_without_interpolations_reads_as_omegaconf_reads_it(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    file = tmp_path / "config.yaml"
+    lines = [
+        "1e-5",
+        "1e5",
+        "1_0e1",
+        "2020-01-02",
+        "0x1f",
+        "0o7",
+        "1:30",
+        "yes",
+        "~",
+        ".inf",
+        "'1e5'",
+        "???",
+        "-1.5e+3",
+        "12e",
+    ]
+    file.write_text("base: &b {x: 1}\nover: {<<: *b, y: 2}\n" + "".join(f"k{i}: {v}\n" for i, v in enumerate(lines)))
+    load = f"payload.load_config(payload.Path({str(file)!r}), ['--config', {str(file)!r}])"
+    code = f"import json; from _runtime import payload; print(json.dumps({load}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO / "steps", capture_output=True, text=True, check=False)
+    assert done.stdout == json.dumps(OmegaConf.to_container(OmegaConf.load(file))) + "\n", done.stderr
+    file.write_text("a: {b: 1, b: 2}\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO / "steps", capture_output=True, text=True, check=False)
+    assert "duplicate key b" in done.stderr

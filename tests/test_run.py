@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,3 +302,46 @@ def test_dry_run_prints_the_compiled_config_and_touches_nothing(nemotron: Run, p
     done = nemotron("steps", "run", "demo/rows", "-d", "n=9", cwd=project)
     assert done.returncode == 0 and "n: 9" in done.stdout
     assert sorted(p for p in project.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+def test_a_startup_command_has_its_secret_when_it_runs_and_nobody_else_sees_it(
+    nemotron: Run, project: Path, tmp_path: Path
+) -> None:
+    seen, literal = tmp_path / "seen", "hf_" + "a1B2" * 8
+    (project / "env.toml").write_text(f"""
+[p]
+executor = "local"
+startup_commands = [
+    "printf '%s %s' 'a ${{oc.env:PLANTED_TOKEN}}' \\"\\\\${{HOME}}\\" > {seen}",
+    "echo 'then {literal}' | wc -c >> {seen}",
+    "export LEFT=\\\\${{HOME}}",
+]
+""")
+    command = ("steps", "run", "demo/rows", "-r", "p", "n=1")
+    shown = nemotron(*command, "-d", "--json", cwd=project, PLANTED_TOKEN="planted-value", HOME="/home/of")
+    submitted = json.loads(shown.stdout)["submission"]
+    assert submitted["secrets"] == ["NEMOTRON_STARTUP_0", "NEMOTRON_STARTUP_1"]
+    assert 'eval "$NEMOTRON_STARTUP_0"' in submitted["command"][2] and "LEFT=${HOME}" in submitted["command"][2]
+    done = nemotron(*command, cwd=project, PLANTED_TOKEN="planted-value", HOME="/home/of")
+    assert done.returncode == 0, done.stderr
+    assert seen.read_text().split() == ["a", "planted-value", "/home/of41"], seen.read_text()
+    said = shown.stdout + shown.stderr + done.stdout + done.stderr
+    state = b"".join(f.read_bytes() for f in (project / ".nemotron").rglob("*") if f.is_file())
+    for secret in ("planted-value", literal):
+        assert secret not in said and secret.encode() not in state
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ('run_command = "python {script} ${oc.env:A_TOKEN}"', 4, "run_command refers to a secret.*write .NAME"),
+        ('startup_commands = ["echo ${oc.env:A_TOKEN}"]', 4, "A_TOKEN is not set.*Export A_TOKEN"),
+    ],
+)
+def test_a_secret_that_would_be_written_down_or_is_not_set_is_refused_before_anything_runs(
+    line: str, code: int, message: str, nemotron: Run, project: Path
+) -> None:
+    (project / "env.toml").write_text(f'[p]\nexecutor = "local"\n{line}\n')
+    done = nemotron("steps", "run", "demo/rows", "-r", "p", cwd=project)
+    assert done.returncode == code and re.search(message, done.stderr), done.stderr
+    assert not (project / ".nemotron" / "jobs").exists()

@@ -73,14 +73,11 @@ def submit_detached(wanted: Wanted, as_json: bool) -> None:
 
 def _attached(wanted: Wanted) -> list[str]:
     """The command that adopts the job."""
-    tokens = list(wanted.tokens)
-    if tokens[-1:] == ["--"]:
-        tokens.pop()
     return [
         *("nemotron", "steps", "run", wanted.step.id),
         *(("-c", wanted.config_named) if wanted.config_named else ()),
         *("-r", str(wanted.batch)),
         *(["--allow-unknown"] if wanted.allow_unknown else []),
         *(["--force-squash"] if wanted.force_squash else []),
-        *tokens,
+        *wanted.typed,
     ]

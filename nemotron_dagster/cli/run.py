@@ -25,7 +25,6 @@ from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
 from nemotron_dagster.jobs.submission import compile_on
-from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.project import Project, find_project
 
 
@@ -65,6 +64,11 @@ class Wanted:
         return (*split_tokens(self.tokens).dotlist, *squash)
 
     @property
+    def typed(self) -> tuple[str, ...]:
+        """The tokens, without a ``--`` that nothing follows."""
+        return self.tokens[:-1] if self.tokens[-1:] == ("--",) else self.tokens
+
+    @property
     def passthrough(self) -> tuple[str, ...]:
         return split_tokens(self.tokens).passthrough
 
@@ -73,6 +77,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
     """Compile as the asset will, so that a mistake is told before Dagster is even imported.
 
     Raises:
+        ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
         TargetError: with ``submitting``, the target takes no jobs.
     """
     project, step = find_project(), wanted.step
@@ -93,10 +98,10 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         passthrough=wanted.passthrough,
         offered={name: str(local_path(ref)) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
+        argv=wanted.typed,
         here=Path.cwd(),
+        submitting=submitting,
     )
-    if submitting:
-        make_target(project, spec.profile, spec.environment).check()
     for note in spec.notes:
         warn(f"Warning: {note}")
     return spec
@@ -120,7 +125,7 @@ def explain_keys(wanted: Wanted, keys: Sequence[str], as_json: bool) -> None:
     """Print every layer that set each of ``keys`` of the compiled config; touch nothing."""
     from nemotron_dagster.config.explain import explain, render
 
-    spec, environment = compiled(wanted), load_environment(find_project().root)
+    spec, environment = compiled(wanted, submitting=False), load_environment(find_project().root)
     profile = wanted.batch or wanted.profile
     found = {
         k: explain(wanted.step, wanted.config_named, wanted.overrides, profile, environment, k, spec) for k in keys

@@ -10,7 +10,7 @@ from typing import Any
 from nemotron_dagster.catalog.model import Step
 from nemotron_dagster.config.artifact_references import is_reference
 from nemotron_dagster.config.keys import ABSENT, child, flat, get, join, merge, parse_key
-from nemotron_dagster.config.secrets import is_secret
+from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.errors import ConfigError, did_you_mean
 
 Path = tuple[Any, ...]
@@ -38,7 +38,8 @@ def check_secrets(pairs: Iterable[tuple[str, Any]]) -> None:
     for key, value in pairs:
         for path, leaf in flat(value, parse_key(key)):
             name = join(path)
-            if is_secret(name) and isinstance(leaf, str) and leaf and "${" not in leaf:
+            named = is_secret(name) and isinstance(leaf, str) and leaf and "${" not in leaf
+            if named or looks_secret(str(leaf)):
                 raise ConfigError(
                     f"override {name}=…: a secret must not be written down. Use {name}='${{oc.env:NAME}}'."
                 )

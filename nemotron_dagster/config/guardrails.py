@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_dagster.catalog.model import Runspec, Step
 from nemotron_dagster.config.guardrail_case import Case, Finding, Level
@@ -23,7 +23,10 @@ from nemotron_dagster.config.secrets import is_secret, redact
 from nemotron_dagster.errors import NemotronError, ProfileError
 from nemotron_dagster.project import Project
 
-__all__ = ["Finding", "check_profile", "check_profiles"]
+if TYPE_CHECKING:
+    from nemotron_dagster.config.compile import JobSpec
+
+__all__ = ["Finding", "check_job", "check_profile", "check_profiles"]
 
 _COMMANDS = ("run_command", "setup_lines")  # a "<" in them redirects
 #: Keys of run.env that the step's config wins over the profile.
@@ -57,6 +60,36 @@ def check_profiles(
     return [f for name in profiles for f in _check(project, environment, name, step, rules, document)]
 
 
+def check_job(project: Project, environment: Environment, spec: JobSpec) -> list[Finding]:
+    """Whether the profile of a compiled job suits its step, its config and its overrides.
+
+    What compiling refuses or tells by itself (inheritance, keys, values, secrets in clear text) is left out.
+
+    Raises:
+        ConfigError: a guardrails.toml is malformed.
+    """
+    from nemotron_dagster.config.compose import config_path, load_yaml
+    from nemotron_dagster.config.keys import get
+    from nemotron_dagster.config.overrides import apply, parse_dotlist
+
+    if spec.profile is None or (spec.profile, spec.environment.get("executor")) == ("local", "local"):
+        return []  # there the hardware itself is looked at
+    written = load_yaml(config_path(spec.step, spec.config))
+    apply(written, parse_dotlist(spec.overrides))
+    own = {k: spec.environment.get(k) for k in get(written, "run.env") or {}}
+    case = Case(
+        environment,
+        spec.profile,
+        spec.environment,
+        frozenset(),
+        load_rules(project),
+        spec.step,
+        {**spec.train, "run": {"env": own}},
+    )
+    found = _unresolved(environment, spec.profile, spec.environment, {})
+    return list(dict.fromkeys([*found, *_suits(case)]))
+
+
 def _check(
     project: Project,
     environment: Environment,
@@ -82,11 +115,15 @@ def _check(
     own = {k: v for k, v in env.items() if not (isinstance(v, str) and "${" in v)} if isinstance(env, dict) else {}
     effective = {**own, **known, **{k: own[k] for k in _CONFIG_WINS if k in own}}
     case = Case(environment, profile, effective, unknown - set(own), rules, step, document)
-    case = replace(case, facts=_facts(case, step.runspec if step else None))
     found += _schema(project, case)
-    for check in (_executor, _required, _storage, _placeholders, _time, _shape, *(CHECKS if step else ())):
-        found += check(case)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *_suits(case)]))
+
+
+def _suits(case: Case) -> Iterator[Finding]:
+    """What the rules say of a profile whose keys and values are in order."""
+    case = replace(case, facts=_facts(case, case.step.runspec if case.step else None))
+    for check in (_executor, _required, _storage, _placeholders, _time, _shape, *(CHECKS if case.step else ())):
+        yield from check(case)
 
 
 def _unresolved(

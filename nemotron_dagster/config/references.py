@@ -61,6 +61,11 @@ def unset_secrets(value: Any, environ: Mapping[str, str]) -> Iterator[tuple[Path
                 yield path, match[1]
 
 
+def holds_reference(text: str) -> bool:
+    """Whether a resolved value refers to a variable whose value is not known yet; the shell's own ``${X}`` is none."""
+    return bool(_VARIABLE.search(text))
+
+
 def reveal(text: str) -> str:
     """The value of a string that may hold references to environment variables; for the moment of submission only.
 

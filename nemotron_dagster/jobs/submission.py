@@ -7,41 +7,64 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, Relocation, compile_job
-from nemotron_dagster.config.references import reveal
+from nemotron_dagster.config.grammar import escape
+from nemotron_dagster.config.guardrails import check_job
+from nemotron_dagster.config.profiles import Environment
+from nemotron_dagster.config.references import holds_reference, reveal
 from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.config.yaml_text import to_yaml
-from nemotron_dagster.errors import PreflightError
+from nemotron_dagster.errors import PreflightError, ProfileError
 from nemotron_dagster.jobs import launch, payload_env
-from nemotron_dagster.jobs.target import ANY_KEY, Submission, relocation_of
+from nemotron_dagster.jobs.target import ANY_KEY, Submission, make_target, relocation_of
 from nemotron_dagster.project import Project
 
+#: Names of the variables that hold startup commands with secrets in them.
+_STARTUP = "NEMOTRON_STARTUP_"
 #: The job's directory as profiles for containers write it; without a container it is where it lies.
 _JOB_DIRECTORY = re.compile(r"(?<![\w.-])/nemo_run(?=[/:]|$)")
 
 
 def compile_on(
-    project: Project, step: Step, config: str | None = None, overrides: Iterable[str] = (), **options: Any
+    project: Project,
+    step: Step,
+    config: str | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    environment: Environment,
+    submitting: bool = True,
+    **options: Any,
 ) -> JobSpec:
-    """``compile_job`` with the relocation of the target that the profile names; ``options`` are its keywords.
+    """``compile_job`` for the target that the profile names, by the guardrails; ``options`` are its other keywords.
 
     Which target that is, and whether it moves the code, only the compiled job can tell: it is compiled again then.
+    What is doubtful about the profile is added to the notes; unless ``submitting``, what cannot work is too.
 
     Raises:
         ConfigError, ProfileError, UsageError: naming the file, key or value, and the fix.
+        TargetError: with ``submitting``, the target takes no jobs.
     """
     overrides = tuple(overrides)
-    spec = compile_job(step, config, overrides, **options)
+    spec = compile_job(step, config, overrides, environment=environment, **options)
     image = step.runspec.image if step.runspec else None
     relocation = relocation_of(project, spec.profile, spec.environment, image)
-    if relocation is None:
-        return spec
-    return compile_job(step, config, overrides, **options, relocation=relocation)
+    if relocation is not None:
+        spec = compile_job(step, config, overrides, environment=environment, **options, relocation=relocation)
+    if submitting:
+        make_target(project, spec.profile, spec.environment).check()
+    told: dict[str, list[str]] = {"error": [], "warning": []}
+    for f in check_job(project, environment, spec):
+        refused = f.level == "error" and not submitting
+        text = f"{f.where}: profile {f.profile!r}: {f.message}{' A run would be refused.' if refused else ''}"
+        told["warning" if refused else f.level].append(text)
+    if told["error"]:
+        raise ProfileError("\n".join(told["error"]))
+    return replace(spec, notes=(*spec.notes, *told["warning"]))
 
 
 @dataclass(frozen=True)
@@ -135,7 +158,7 @@ def submission(
         gpus_per_node=gpus_per_node(spec),
         processes_per_node=_processes(spec),
         mounts=tuple(env.get("mounts") or ()),
-        startup=tuple(env.get("startup_commands") or ()),
+        startup=tuple(f'eval "${_STARTUP}{i}"' if _hidden(c) else c for i, c in enumerate(_startup(env))),
         workdir=step.runspec.workdir,
         mode=str(spec.run.get("mode") or "local"),
     )
@@ -144,13 +167,34 @@ def submission(
 def variables(spec: JobSpec, revealed: bool = True) -> tuple[dict[str, str], dict[str, str]]:
     """The job's ``env_vars``: those that may be written down, and its secrets (empty unless ``revealed``).
 
+    A startup command that holds a secret travels as one too, and the job's shell reads it from there.
+
     Raises:
-        ProfileError: a variable that a secret refers to is not set.
+        ProfileError: a variable that a secret refers to is not set, or a command that is written down refers to one.
     """
+    for key in ("run_command", "setup_lines"):
+        if holds_reference(str(spec.environment.get(key) or "")):
+            raise ProfileError(
+                f"{key} refers to a secret, and would be written down with it. Give it to the job as env_vars.NAME = "
+                f'"${{oc.env:NAME}}", and write $NAME in {key}.'
+            )
     written = {str(k): _text(v) for k, v in (spec.environment.get("env_vars") or {}).items() if v is not None}
-    hidden = {k for k, v in written.items() if is_secret(k) or looks_secret(v) or "${" in v}
-    secrets = {k: reveal(written[k]) if revealed else "" for k in hidden}
+    hidden = {k: v for k, v in written.items() if is_secret(k) or looks_secret(v) or "${" in v}
+    commands = {
+        f"{_STARTUP}{i}": c if holds_reference(c) else escape(c)
+        for i, c in enumerate(_startup(spec.environment))
+        if _hidden(c)
+    }
+    secrets = {k: reveal(v) if revealed else "" for k, v in {**hidden, **commands}.items()}
     return {k: v for k, v in written.items() if k not in hidden}, secrets
+
+
+def _startup(env: Mapping[str, Any]) -> list[str]:
+    return [str(c) for c in env.get("startup_commands") or ()]
+
+
+def _hidden(command: str) -> bool:
+    return looks_secret(command) or holds_reference(command)
 
 
 def node_count(spec: JobSpec) -> int:

@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -29,6 +30,10 @@ from typing import Any, NoReturn
 PROTOCOL_VERSION = 1
 BAD_INPUT = 3
 NOT_BUILT = 9
+
+_MAX_NODES = 250_000  # of a config, its interpolations resolved; OmegaConf alone stops at 10,000
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # to YAML 1.1 some of these are text
 
 
 class PayloadError(Exception):
@@ -83,6 +88,7 @@ def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, default=default)
     args, _ = parser.parse_known_args(argv)
+    os.environ.setdefault("OMEGACONF_MAX_YAML_EXPANDED_NODES", str(_MAX_NODES))
     from omegaconf import OmegaConf  # heavy, and absent where only the protocol is needed
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -95,11 +101,15 @@ def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[
     if not args.config.is_file():
         raise PayloadError("config_missing", f"{args.config}: no such file", "Pass --config FILE.")
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=False)
-        if isinstance(loaded, dict):
-            kept = {k: loaded.pop(k) for k in literal if k in loaded}
-            loaded = {**OmegaConf.to_container(OmegaConf.create(loaded), resolve=True), **kept}
-    except (OmegaConfBaseException, YAMLError) as e:
+        written = args.config.read_text(encoding="utf-8")
+        if "${" in written:
+            loaded = OmegaConf.to_container(OmegaConf.load(args.config), resolve=False)
+            if isinstance(loaded, dict):
+                kept = {k: loaded.pop(k) for k in literal if k in loaded}
+                loaded = {**OmegaConf.to_container(OmegaConf.create(loaded), resolve=True), **kept}
+        else:
+            loaded = {} if (found := _plain(written)) is None else found
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as e:
         if isinstance(e.__cause__, PayloadError):
             raise e.__cause__ from e
         text = " ".join(str(e).split())
@@ -109,6 +119,27 @@ def load_config(default: Path, argv: list[str] | None = None, literal: Sequence[
     if not isinstance(loaded, dict):
         raise PayloadError("config_invalid", f"{args.config}: not a mapping", "Write `key: value` lines.")
     return {str(k): v for k, v in loaded.items() if k != "run"}
+
+
+def _plain(text: str) -> Any:
+    """A config without interpolations, read as OmegaConf reads YAML; it would take many seconds for many values."""
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:
+                if str(key.value) in seen and key.tag != f"{_TAG}merge":
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+                seen.add(str(key.value))
+            return dict(super().construct_mapping(node, deep=deep))
+
+    known = {c: [r for r in rs if r[0] != f"{_TAG}timestamp"] for c, rs in base.yaml_implicit_resolvers.items()}
+    Loader.yaml_implicit_resolvers = known
+    Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789"))
+    return yaml.load(text, Loader=Loader)
 
 
 def _manifest(directory: str, key: str) -> str:
