@@ -34,7 +34,7 @@ class ConfigError(NemotronError):
 
 
 class ProfileError(NemotronError):
-    """env.toml or a profile in it is wrong."""
+    """env.toml or a profile in it is wrong, or does not suit the step."""
 
     exit_code = 4
 

@@ -510,3 +510,9 @@ def test_text_that_looks_like_a_number_stays_text_for_both_readers_of_yaml() -> 
     data = {"text": {w: w for w in words}, "numbers": [1e-5, 1e22, 1.0, 123, -0.0]}
     text = to_yaml(data)
     assert yaml.safe_load(text) == OmegaConf.to_container(OmegaConf.create(text)) == data
+
+
+def test_json_names_the_file_that_was_delivered(nemotron: Run, place: Path) -> None:
+    done = nemotron("steps", "run", "env/env_toml", "-c", "slurm", "--json", cwd=place, **SET)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["delivered"] == str(place / "env.slurm.toml")

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from nemotron_dagster.artifacts import delivery
+from nemotron_dagster.artifacts.delivery import check as check_delivery
 from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
@@ -21,6 +21,7 @@ from nemotron_dagster.catalog import Step
 from nemotron_dagster.cli.failures import warn
 from nemotron_dagster.config.compile import JobSpec
 from nemotron_dagster.config.compose import config_path
+from nemotron_dagster.config.delivery import Delivery
 from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
@@ -154,10 +155,12 @@ def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
     if wanted.profile:
         settings["profile"] = wanted.profile
     if spec.delivery is not None:  # told before Dagster is imported; and only this process knows the user's directory
-        delivery.check(spec.delivery)
+        check_delivery(spec.delivery)
         settings["overrides"][spec.delivery.key] = str(spec.delivery.path)
     key = tuple(wanted.step.id.split("/"))
-    return materialize_and_tell(find_project(), [(wanted.step.id, key)], {key: settings}, verbose, as_json=as_json)
+    return materialize_and_tell(
+        find_project(), [(wanted.step.id, key)], {key: settings}, verbose, as_json=as_json, delivery=spec.delivery
+    )
 
 
 def refuse_planned(step: Step) -> None:
@@ -176,8 +179,15 @@ def materialize_and_tell(
     verbose: bool,
     pipeline: str | None = None,
     as_json: bool = False,
+    delivery: Delivery | None = None,
 ) -> int:
-    """Materialize the assets with their progress on the terminal, then say where everything lies; the exit code."""
+    """Materialize the assets with their progress on the terminal, then say where everything lies; the exit code.
+
+    ``delivery`` is the file to which the only asset's artifact was copied.
+
+    Raises:
+        NemotronError: of the first step that failed.
+    """
     from nemotron_dagster.cli.screen import screen
     from nemotron_dagster.dagster import live
     from nemotron_dagster.dagster.materialize import materialize, op_name
@@ -199,7 +209,9 @@ def materialize_and_tell(
     if not success:
         raise JobFailed("the run failed outside any step. Run again with `nemotron -v` to see Dagster's log.")
     if as_json:
-        click.echo(json.dumps([told(project, name, key) for name, key in nodes], indent=2, default=str))
+        delivered = {"delivered": str(delivery.path)} if delivery else {}
+        rows = [{**told(project, name, key), **delivered} for name, key in nodes]
+        click.echo(json.dumps(rows, indent=2, default=str))
         return 0
     for name, key in nodes:
         tell(project, name, key)

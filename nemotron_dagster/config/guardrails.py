@@ -17,6 +17,7 @@ from nemotron_dagster.config.guardrail_facts import Facts, facts, memory_gb, min
 from nemotron_dagster.config.guardrail_rules import Rules, load_rules
 from nemotron_dagster.config.guardrail_step import CHECKS
 from nemotron_dagster.config.interpolation import Unresolved
+from nemotron_dagster.config.job import YAML_WINS
 from nemotron_dagster.config.profiles import Environment, KeyPath, secret_message
 from nemotron_dagster.config.references import unset_secrets
 from nemotron_dagster.config.secrets import is_secret, redact
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "check_job", "check_profile", "check_profiles"]
 
 _COMMANDS = ("run_command", "setup_lines")  # a "<" in them redirects
-#: Keys of run.env that the step's config wins over the profile.
-_CONFIG_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
 
 
 def check_profile(
@@ -113,7 +112,7 @@ def _check(
     known = _without(settings, failed)
     env = (document.get("run") or {}).get("env") or {}
     own = {k: v for k, v in env.items() if not (isinstance(v, str) and "${" in v)} if isinstance(env, dict) else {}
-    effective = {**own, **known, **{k: own[k] for k in _CONFIG_WINS if k in own}}
+    effective = {**own, **known, **{k: own[k] for k in YAML_WINS if k in own}}
     case = Case(environment, profile, effective, unknown - set(own), rules, step, document)
     found += _schema(project, case)
     return list(dict.fromkeys([*found, *_suits(case)]))

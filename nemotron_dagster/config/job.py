@@ -10,7 +10,7 @@ from nemotron_dagster.config.overrides import apply
 from nemotron_dagster.config.profiles import Environment
 
 #: Keys of run.env that the step's YAML wins over the profile.
-_YAML_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
+YAML_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
 
 
 def build_job(
@@ -60,4 +60,4 @@ def _environment(own: dict[str, Any], profile: dict[str, Any] | None) -> dict[st
     mounts = [m for m in (own.get("mounts"), profile.get("mounts")) if m]
     if mounts and all(isinstance(m, list) for m in mounts):
         env["mounts"] = [m for several in mounts for m in several]
-    return env | {k: own[k] for k in _YAML_WINS if k in own}
+    return env | {k: own[k] for k in YAML_WINS if k in own}

@@ -9,11 +9,12 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from nemotron_dagster.config.resolvers import parse_auto_mount
+from nemotron_dagster.jobs.settings import is_auto_mount
 from nemotron_dagster.jobs.target import Submission
 
 PORT = 29500  # where rank 0 of a torchrun job listens, as NeMo-Run has it
 _OPERATOR = re.compile(r"[\n#;|&]")
-_AUTO_MOUNT = re.compile(r"\$\{\s*auto_mount\s*:\s*git\+(?P<url>[^,}]+?)\s*,\s*(?P<path>/[^}]*?)\s*\}")
 
 
 def template(text: str, script: str, config: str, arguments: Sequence[str]) -> tuple[str, ...]:
@@ -77,18 +78,13 @@ def job_script(job: Submission, node_rank: str, before: Sequence[str] = ()) -> s
 
 
 def clones(mounts: Iterable[object]) -> list[tuple[str, str, str]]:
-    """The git repositories among a job's mounts: ``(url, ref, target)``."""
-    found = []
-    for mount in mounts:
-        match = _AUTO_MOUNT.fullmatch(mount.strip()) if isinstance(mount, str) else None
-        if match is None:
-            continue
-        url, ref = match["url"], "HEAD"
-        host = url.find("/", url.find("://") + 3) if "://" in url else url.find(":")
-        if url.rfind("@") > host:  # not the user of ssh://git@host/...
-            url, _, ref = url.rpartition("@")
-        found.append((url, ref, match["path"]))
-    return found
+    """The git repositories among a job's mounts: ``(url, ref, target)``.
+
+    Raises:
+        ConfigError: one is malformed, naming the part.
+    """
+    found = [parse_auto_mount(str(m).strip()) for m in mounts if is_auto_mount(m)]
+    return [(m.url, m.ref, m.target) for m in found]
 
 
 def clone_command(url: str, ref: str, path: str) -> str:

@@ -265,6 +265,11 @@ def read_messages(file: Path) -> list[dict[str, Any]]:
 
 
 def check_hardware(target: Target, spec: JobSpec) -> None:
+    """Refuse a job that needs more than the target offers.
+
+    Raises:
+        PreflightError: too many nodes or GPUs, or a working directory that only its container image has.
+    """
     offered = target.hardware()
     if offered is None:
         return
