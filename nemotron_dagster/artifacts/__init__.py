@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest
-from nemotron_dagster.artifacts.registry import ArtifactType, artifact_type
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest
+    from nemotron_dagster.artifacts.registry import ArtifactType, artifact_type
 
 __all__ = ["ArtifactRef", "ArtifactType", "Manifest", "artifact_type", "validate"]
 
@@ -17,4 +20,16 @@ def validate(type_name: str, path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: invalid, or a type that nothing here can validate.
     """
+    from nemotron_dagster.artifacts.registry import artifact_type
+
     return artifact_type(type_name).validate(path)
+
+
+_FROM = {"ArtifactRef": "manifest", "Manifest": "manifest", "ArtifactType": "registry", "artifact_type": "registry"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is asked for: the processes that check data ask for none of them."""
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FROM[name]}"), name)
