@@ -6,7 +6,6 @@ anybody's script (so no spawn, which would run it again in every worker).
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import subprocess
@@ -14,8 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
+from nemotron_dagster.artifacts.types._worker import send
 from nemotron_dagster.errors import ArtifactError
 
 T = TypeVar("T")
@@ -23,7 +23,10 @@ R = TypeVar("R")
 MOST = 8
 #: glibc keeps freed memory for the next block of rows; giving it back each time costs a quarter of the speed.
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_MMAP_THRESHOLD_": str(128 << 20)}
-_START = f"import pickle,sys; sys.path[:]=pickle.load(sys.stdin.buffer); from {__name__} import serve; serve()"
+_START = (
+    "import pickle,sys; sys.path[:]=pickle.load(sys.stdin.buffer); "
+    "from nemotron_dagster.artifacts.types._worker import serve; serve()"
+)
 
 
 def processors() -> int:
@@ -69,10 +72,10 @@ def _feed(function: Callable[[Any], Any], waiting: SimpleQueue[tuple[int, Any]],
     )
     assert process.stdin is not None and process.stdout is not None
     try:
-        _send(process.stdin, sys.path)
+        send(process.stdin, sys.path)
         while True:
             index, argument = waiting.get_nowait()
-            _send(process.stdin, (function.__module__, function.__qualname__, argument))
+            send(process.stdin, (function.__module__, function.__qualname__, argument))
             value, error = pickle.load(process.stdout)
             if error is not None:
                 while not waiting.empty():  # the other workers stop after what they have in hand
@@ -92,28 +95,3 @@ def _feed(function: Callable[[Any], Any], waiting: SimpleQueue[tuple[int, Any]],
         process.stdin.close()
         process.stdout.close()
         process.wait()
-
-
-def _send(stream: IO[bytes], value: Any) -> None:
-    pickle.dump(value, stream)
-    stream.flush()
-
-
-def serve() -> None:
-    """What a worker process does: call what it is sent until its input ends."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that a library prints may fall among the results
-    while True:
-        try:
-            module, name, argument = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        answer: tuple[Any, Exception | None]
-        try:
-            answer = getattr(importlib.import_module(module), name)(argument), None
-        except Exception as e:
-            answer = None, e
-        try:
-            _send(out, answer)
-        except BrokenPipeError:
-            return
