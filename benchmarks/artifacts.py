@@ -1,6 +1,6 @@
 """How fast artifacts are checked and written, beside reading the same bytes, parsing them, and megatron-core's builder.
 
-    python benchmarks/artifacts.py [--megabytes 400]
+    python benchmarks/artifacts.py [--megabytes 200]
 
 Prints GB (or million tokens) per second of wall-clock time, best of three, and per second of processor time, all
 processes and their start together, and the latter as a share of the reference above it. The machine's other work counts
@@ -204,7 +204,7 @@ def builder() -> tuple[Any, Any] | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=400, help="of data per type")
+    parser.add_argument("--megabytes", type=int, default=200, help="of data per type")
     size = parser.parse_args().megabytes << 20
     print(f"{size >> 20} MB per type, {_parallel.processors()} processes")
     for part in (jsonl, packed, binidx):
