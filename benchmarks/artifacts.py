@@ -3,7 +3,8 @@
     python benchmarks/artifacts.py [--megabytes 400]
 
 Prints GB (or million tokens) per second of wall-clock time, best of three, and per second of processor time, all
-processes together. The machine's other work counts against the first, so compare lines of one run only.
+processes and their start together, and the latter as a share of the reference above it. The machine's other work counts
+against all of them, and the rounds of a reference and of what is measured alternate: compare lines of one run only.
 megatron-core's line is there where it can be imported.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import orjson  # noqa: TID253
+import pyarrow.parquet as pq  # noqa: TID253
 
 from nemotron_dagster.artifacts import artifact_type
 from nemotron_dagster.artifacts.types import _packs, _parallel
@@ -61,23 +63,29 @@ def rows(kind: str) -> Iterator[dict[str, Any]]:
         yield from made
 
 
-def best(function: Callable[[], object], runs: int = 3) -> tuple[float, float]:
-    """The least wall-clock and the least processor seconds, children included."""
-    wall, cpu = [], []
+Work = Callable[[], object]
+
+
+def compare(amount: float, unit: str, works: list[tuple[str, float, Work]], runs: int = 3) -> None:
+    """Print the best of each of some works, (name, its share of the amount, work); the first is the reference."""
+    seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in works]
     for _ in range(runs):
-        begin, used = time.perf_counter(), sum(os.times()[:4])
-        function()
-        wall.append(time.perf_counter() - begin)
-        cpu.append(sum(os.times()[:4]) - used)
-    return min(wall), max(min(cpu), 1e-3)
-
-
-def say(name: str, amount: float, seconds: tuple[float, float], unit: str) -> None:
-    wall, cpu = seconds
-    print(f"{name:40} {amount / wall:8.2f} {unit}/s {amount / cpu:8.2f} {unit} per CPU s", flush=True)
+        for (_, _, work), (wall, cpu) in zip(works, seconds, strict=True):
+            begin, used = time.perf_counter(), sum(os.times()[:4])
+            work()
+            wall.append(time.perf_counter() - begin)
+            cpu.append(sum(os.times()[:4]) - used)
+    reference = 0.0
+    for (name, share, _), (wall, cpu) in zip(works, seconds, strict=True):
+        fast, cheap = amount * share / min(wall), amount * share / max(min(cpu), 1e-2)
+        ratio = f"{cheap / reference:8.2f} of it" if reference else "  reference"
+        reference = reference or cheap
+        print(f"{name:36} {fast:9.2f} {unit}/s {cheap:9.2f} {unit} per CPU s {ratio}", flush=True)
 
 
 def jsonl(folder: Path, size: int) -> None:
+    import msgspec
+
     for kind in ("chat", "chat, not ASCII", "tools", "preference", "text"):
         file = folder / "d.jsonl"
         with open(file, "wb") as out:
@@ -85,20 +93,29 @@ def jsonl(folder: Path, size: int) -> None:
                 out.write(orjson.dumps(row) + b"\n")
                 if out.tell() > size:
                     break
-        gigabytes = file.stat().st_size / 1e9
-        if kind == "chat":
-            say("cat", gigabytes, best(lambda f=file: subprocess.run(["cat", f], stdout=-3, check=True)), "GB")
         part = file.read_bytes()[: size // 8]
-        lines = part[: part.rfind(b"\n")].split(b"\n")
-        say(f"orjson, one process: {kind}", len(part) / 1e9, best(lambda x=lines: [orjson.loads(y) for y in x]), "GB")
+        part = part[: part.rfind(b"\n") + 1]
+        lines, decode = part.splitlines(), msgspec.json.Decoder().decode_lines
         type_ = artifact_type("raw_jsonl" if kind == "text" else "training_jsonl")
-        say(f"validate: {kind}", gigabytes, best(lambda t=type_, f=file: t.validate(f)), "GB")
+        whole = file.stat().st_size
+        works: list[tuple[str, float, Work]] = [
+            (f"orjson, one process: {kind}", len(part) / whole, lambda x=lines: [orjson.loads(y) for y in x]),
+            (f"msgspec, one process: {kind}", len(part) / whole, lambda d=decode, x=part: d(x)),
+            (f"validate: {kind}", 1, lambda t=type_, f=file: t.validate(f)),
+        ]
+        if kind == "chat":
+            works.append(("cat", 1, lambda f=file: subprocess.run(["cat", f], stdout=subprocess.DEVNULL, check=True)))
+        compare(whole / 1e9, "GB", works)
         file.unlink()
     some = [row for row, _ in zip(rows("chat"), range(50_000), strict=False)]
     amount = sum(len(orjson.dumps(row)) + 1 for row in some) / 1e9
-    for name, write in (("stdlib json", plain_json), ("write: raw_jsonl", artifact_type("raw_jsonl").write)):
-        target = folder / name.replace(" ", "_").replace(":", "")
-        say(name, amount, best(lambda w=write, t=target: w(some, t), 1), "GB")
+    with tempfile.TemporaryDirectory() as other:
+        write = artifact_type("raw_jsonl").write
+        works = [
+            ("stdlib json", 1, lambda: plain_json(some, folder / "plain")),
+            ("write: raw_jsonl", 1, lambda: write(some, Path(other))),
+        ]
+        compare(amount, "GB", works, 1)
 
 
 def plain_json(some: list[dict[str, Any]], file: Path) -> None:
@@ -115,47 +132,64 @@ def packed(folder: Path, size: int) -> None:
     mask[starts - 1] = 0
     packs = ((rng.integers(0, 131_072, length, dtype=np.int32), mask, starts) for _ in range(n))
     _packs.write(_packs.batches(packs, 1000), folder / "shard_000000.parquet", _packs.schema())
-    tokens = n * length / 1e6
     type_ = artifact_type("packed_parquet")
-    say("validate: packed_parquet", tokens, best(lambda: type_.validate(folder)), "M tokens")
+    works: list[tuple[str, float, Work]] = [
+        ("pyarrow, one process: packed_parquet", 1, lambda: read_packs(folder / "shard_000000.parquet")),
+        ("validate: packed_parquet", 1, lambda: type_.validate(folder)),
+    ]
+    compare(n * length / 1e6, "M tokens", works)
+
+
+def read_packs(file: Path) -> None:
+    with pq.ParquetFile(file) as parquet:
+        for _ in parquet.iter_batches(1000, use_threads=False):
+            pass
 
 
 def binidx(folder: Path, size: int) -> None:
     rng = np.random.default_rng(0)
     documents = list(rng.integers(0, 131_072, (size // 4000, 1000), dtype=np.int32))
     tokens, together = len(documents) / 1e3, np.concatenate(documents)
-    number = iter(range(1000))
-
-    def numpy_file() -> None:
-        together.tofile(folder / f"plain{next(number)}")
 
     def one_by_one() -> None:
-        with BinIdxWriter(folder / f"one{next(number)}", vocab_size=131_072) as shard:
+        with BinIdxWriter(clean(folder) / "one", vocab_size=131_072) as shard:
             for document in documents:
                 shard.add(document)
 
     def batched() -> None:
-        with BinIdxWriter(folder / f"many{next(number)}", vocab_size=131_072) as shard:
+        with BinIdxWriter(clean(folder) / "many", vocab_size=131_072) as shard:
             shard.add_batch(together, np.full(len(documents), 1000))
 
-    say("numpy tofile", tokens, best(numpy_file), "M tokens")
-    say("write: binidx, add per document", tokens, best(one_by_one), "M tokens")
-    say("write: binidx, add_batch", tokens, best(batched), "M tokens")
+    def theirs() -> None:
+        prefix = str(clean(folder) / "theirs")
+        shard = megatron[0](prefix + ".bin", dtype=np.int32)
+        for document in documents:
+            shard.add_item(megatron[1](document))
+            shard.end_document()
+        shard.finalize(prefix + ".idx")
+
+    works: list[tuple[str, float, Work]] = [
+        ("numpy tofile", 1, lambda: together.tofile(clean(folder) / "plain")),
+        ("write: binidx, add per document", 1, one_by_one),
+        ("write: binidx, add_batch", 1, batched),
+    ]
     megatron = builder()
     if megatron:
+        works.insert(1, ("megatron-core's builder, add_item", 1, theirs))
+    compare(tokens, "M tokens", works)
+    batched()
+    works = [
+        ("cat", 1, lambda: subprocess.run(["cat", folder / "many.bin"], stdout=subprocess.DEVNULL, check=True)),
+        ("validate: binidx", 1, lambda: artifact_type("binidx").validate(folder / "many.idx")),
+    ]
+    compare(together.nbytes / 1e9, "GB", works)
 
-        def theirs() -> None:
-            prefix = str(folder / f"theirs{next(number)}")
-            shard = megatron[0](prefix + ".bin", dtype=np.int32)
-            for document in documents:
-                shard.add_item(megatron[1](document))
-                shard.end_document()
-            shard.finalize(prefix + ".idx")
 
-        say("megatron-core's builder, add_item", tokens, best(theirs), "M tokens")
-    shard = next(folder.glob("one*.idx"))
-    gigabytes = together.nbytes / 1e9
-    say("validate: binidx", gigabytes, best(lambda: artifact_type("binidx").validate(shard)), "GB")
+def clean(folder: Path) -> Path:
+    """The folder, emptied: what earlier rounds left would have to be written to the disk meanwhile."""
+    for file in folder.iterdir():
+        file.unlink()
+    return folder
 
 
 def builder() -> tuple[Any, Any] | None:

@@ -1,6 +1,9 @@
-"""The code location: ``dagster dev -m nemotron_dagster.definitions``, or through workspace.yaml."""
+"""The code location: ``dagster dev -m nemotron_dagster.definitions``, or through workspace.yaml.
 
-from nemotron_dagster.dagster.definitions import build_definitions
+A project's own ``definitions.py`` takes its place.
+"""
+
+from nemotron_dagster.dagster.definitions import project_definitions
 from nemotron_dagster.project import find_project
 
-defs = build_definitions(find_project())
+defs = project_definitions(find_project())

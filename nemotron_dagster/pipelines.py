@@ -6,7 +6,7 @@ nodes:
   curated:
     step: curate/nemo_curator
     config: tiny
-    inputs: {raw_jsonl: numerals}        # another node, or a path
+    inputs: {raw_jsonl: numerals}        # another node, a path, or {asset: own/rows}: an asset of your own
     overrides: {text_field: text}
     profile: cluster_a
 """
@@ -30,12 +30,17 @@ from nemotron_dagster.project import Project
 CATALOG = "catalog"
 _PIPELINE_KEYS = {"name", "description", "nodes"}
 _PIPELINE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_ASSET_KEY = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
 _NODE_KEYS = {"step", "config", "overrides", "profile", "inputs", "description"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """One use of a step in a pipeline: one Dagster asset, with asset key ``key``."""
+    """One use of a step in a pipeline: one Dagster asset, with asset key ``key``.
+
+    Attributes:
+        inputs, paths, assets: where ports are filled from: another node, a path, an asset outside the pipeline.
+    """
 
     name: str
     step: Step
@@ -45,6 +50,7 @@ class Node:
     profile: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
+    assets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     description: str = ""
 
 
@@ -168,14 +174,19 @@ def _node(file: Path, pipeline: str, name: str, table: Any, catalog: Catalog, si
     ports = {p.name: p for p in step.consumes}
     inputs: dict[str, str] = {}
     paths: dict[str, str] = {}
+    assets: dict[str, tuple[str, ...]] = {}
     for port, source in read.mapping("inputs").items():
         below = replace(read, path=(*read.path, "inputs"))
         if port not in ports:
             hint = f"{did_you_mean(port, ports)} Inputs: {', '.join(ports) or 'none'}."
             raise below.wrong(port, f"node {name!r}: {step.id} has no input {port!r}.{hint}")
+        if isinstance(source, dict) and set(source) == {"asset"} and _ASSET_KEY.fullmatch(str(source["asset"])):
+            assets[port] = tuple(str(source["asset"]).split("/"))
+            continue
         if not isinstance(source, str):
             shown = printable(repr(source), 80)
-            raise below.wrong(port, f"node {name!r}: input {port} is {shown}. Name a node, or a path with a /.")
+            fix = "Name a node, a path with a /, or {asset: KEY}."
+            raise below.wrong(port, f"node {name!r}: input {port} is {shown}. {fix}")
         if source in siblings:
             inputs[port] = source
         elif "/" in source or "." in source:
@@ -192,6 +203,7 @@ def _node(file: Path, pipeline: str, name: str, table: Any, catalog: Catalog, si
         profile=read.text("profile"),
         inputs=inputs,
         paths=paths,
+        assets=assets,
         description=read.text("description") or "",
     )
 

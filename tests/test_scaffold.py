@@ -208,8 +208,9 @@ def test_a_new_step_without_faults_runs_at_once(
     assert check_project(Project(lab, lab / ".nemotron"), step_id) == []
     done = nemotron("steps", "run", step_id, "-c", "tiny", cwd=lab)
     assert done.returncode == 0, done.stderr
-    pointer = json.loads((lab / f".nemotron/artifacts/{step_id}/latest.json").read_text())
-    manifest = json.loads(Path(pointer["uri"], "artifact.json").read_text())
+    asset = lab / ".nemotron/artifacts" / step_id
+    pointer = json.loads((asset / "latest.json").read_text())
+    manifest = json.loads((asset / pointer["uri"] / "artifact.json").read_text())
     assert manifest["type"] == made and manifest["facts"]["rows"] == 3
 
 

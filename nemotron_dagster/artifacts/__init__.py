@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nemotron_dagster.artifacts.loading import Rows, rows
 from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest
 from nemotron_dagster.artifacts.registry import ArtifactType, artifact_type
 
-__all__ = ["ArtifactRef", "ArtifactType", "Manifest", "artifact_type", "validate"]
+__all__ = ["ArtifactRef", "ArtifactType", "Manifest", "Rows", "artifact_type", "rows", "validate"]
 
 
 def validate(type_name: str, path: Path) -> dict[str, Any]:

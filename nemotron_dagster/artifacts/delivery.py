@@ -9,6 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from nemotron_dagster.artifacts.localize import localized
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.config.delivery import Delivery
 from nemotron_dagster.errors import PreflightError
@@ -44,7 +45,7 @@ def deliver(delivery: Delivery, ref: ArtifactRef) -> Path:
     try:
         path = _target(delivery)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _switch(ref.path, path, delivery.force):
+        if not _switch(localized(ref), path, delivery.force):
             raise PreflightError(_exists(delivery))
     except PreflightError as e:
         raise PreflightError(f"{e}{kept}") from e

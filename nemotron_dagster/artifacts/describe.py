@@ -66,10 +66,15 @@ def training_curve(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def summary(ref: ArtifactRef) -> dict[str, str | int | float]:
     """The artifact's headline figures, in the order a person reads them."""
-    out = artifact_type(ref.type).figures(ref.manifest.facts)
+    return headline(ref.type, ref.manifest.facts, ref.manifest.reported)
+
+
+def headline(type_name: str, facts: Mapping[str, Any], reported: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """The headline figures of what was validated as a type."""
+    out = artifact_type(type_name).figures(facts)
     for key in _REPORTED:
-        if isinstance(ref.manifest.reported.get(key), int | float | str):
-            out.setdefault(key, ref.manifest.reported[key])
+        if isinstance(reported.get(key), int | float | str):
+            out.setdefault(key, reported[key])
     return out
 
 

@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemotron_dagster.catalog.fields import Table
+from nemotron_dagster.catalog.locks import LOCKS
 from nemotron_dagster.catalog.model import Parameter, Port, Runspec, Step
-from nemotron_dagster.catalog.shape import LISTS, PORT, RUNSPEC, RUNSPEC_TABLES, STEP
-from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.catalog.shape import LISTS, RUNSPEC, RUNSPEC_TABLES, STEP
+from nemotron_dagster.errors import ConfigError, did_you_mean
 from nemotron_dagster.files import MAX_TOML, parse_toml, printable, read_text
 
 _BLOCK = re.compile(r"(?ms)^# /// script\s*?$(?P<body>.*?)^# ///\s*?$")
@@ -159,7 +160,7 @@ def _default_config(config: Table) -> str:
 def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
     ports: dict[str, Port] = {}
     for table in doc.tables(kind):
-        table.known(PORT.keys(), f"[[{kind}]]")
+        table.known(LISTS[kind].keys(), f"[[{kind}]]")
         if "type" not in table.values:
             raise table.error(None, f"a [[{kind}]] entry has no type. Name an artifact type of steps/types.toml.")
         port_type = table.text_of("type")
@@ -180,9 +181,19 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             path=path,
             suffix=keys[0][1] if keys else table.text_of("suffix"),
             also=tuple(keys[1:]),
+            locks=_locks(table),
             deliver=table.flag("deliver", False),
         )
     return tuple(ports.values())
+
+
+def _locks(table: Table) -> tuple[str, ...]:
+    locks = table.texts("locks")
+    for name in locks:
+        if name not in LOCKS:
+            hint = did_you_mean(name, LOCKS) or f" Locks: {', '.join(LOCKS)}."
+            raise table.error("locks", f"unknown lock {name!r}.{hint}")
+    return locks
 
 
 def _binds(table: Table, kind: str) -> list[tuple[str, str]]:

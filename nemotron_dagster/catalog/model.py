@@ -20,6 +20,7 @@ class Port:
         path: produced only: where below the output directory the artifact proper lies.
         suffix: appended to the artifact's path before it fills the key; a produced file's name.
         deliver: produced only: the config's own value of the key is a file to which the artifact is copied when done.
+        locks: consumed only: what must fit beside the type, by the names of ``catalog/locks.py``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Port:
     suffix: str = ""
     deliver: bool = False
     also: tuple[tuple[str, str], ...] = ()
+    locks: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[tuple[str, str], ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nemotron_dagster.catalog.locks import LOCKS
 from nemotron_dagster.errors import did_you_mean
 from nemotron_dagster.toml_positions import positions
 
@@ -37,6 +38,7 @@ _TEXT = Kind("text", lambda v: isinstance(v, str))
 _WORD = Kind("text that is not empty", lambda v: isinstance(v, str) and bool(v.strip()))
 _FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 _TEXTS = Kind('a list of texts, like ["a", "b"]', _texts)
+_LOCKS = Kind(f"a list of {', '.join(LOCKS)}", lambda v: _texts(v) and set(v) <= LOCKS.keys())
 _LIST = Kind("a list", lambda v: isinstance(v, list))
 _ANY = Kind("any value", lambda v: True)
 _TABLE = Kind("a table", lambda v: isinstance(v, dict))
@@ -56,7 +58,7 @@ PORT: Keys = {
     "path": _WORD, "suffix": _TEXT, "deliver": _FLAG,
 }  # fmt: skip
 LISTS: Mapping[str, Keys] = {
-    "consumes": PORT,
+    "consumes": {**PORT, "locks": _LOCKS},
     "produces": PORT,
     "parameters": {"name": _needed(_WORD), "description": _TEXT, "default": _ANY, "choices": _LIST},
     "models": {"name": _needed(_WORD), "description": _TEXT, "min_gpus": _COUNT},

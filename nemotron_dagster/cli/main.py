@@ -21,6 +21,7 @@ _GROUPS = {
     "init": ("nemotron_dagster.cli.scaffold", "Make a project of your own."),
     "steps": ("nemotron_dagster.cli.steps", "List, show, run, add and check steps."),
     "pipelines": ("nemotron_dagster.cli.pipelines", "Run the pipelines of a project."),
+    "artifacts": ("nemotron_dagster.cli.artifacts", "List, show, check, compare and remove artifacts."),
     "env": ("nemotron_dagster.cli.env", "Profiles of env.toml, and payload environments."),
     "ui": ("nemotron_dagster.cli.ui", "Open the Dagster UI of this project."),
 }

@@ -30,7 +30,8 @@ def list_pipelines() -> None:
     for pipeline in _pipelines().values():
         click.echo(f"{pipeline.name}  {pipeline.description.strip().splitlines()[0] if pipeline.description else ''}")
         for node in pipeline.nodes.values():
-            inputs = f"  <- {', '.join(node.inputs.values())}" if node.inputs else ""
+            sources = [*node.inputs.values(), *("/".join(key) for key in node.assets.values())]
+            inputs = f"  <- {', '.join(sources)}" if sources else ""
             click.echo(f"    {node.name}  {node.step.id}{inputs}")
 
 

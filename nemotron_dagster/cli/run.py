@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from nemotron_dagster.artifacts.delivery import check as check_delivery
+from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
@@ -96,7 +97,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         mode=wanted.mode,
         environment=environment,
         passthrough=wanted.passthrough,
-        offered={name: str(ref.path) for name, ref in upstream(project, step).items()},
+        offered={name: str(local_path(ref)) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
         argv=wanted.typed,
         here=Path.cwd(),
@@ -230,7 +231,7 @@ def told(project: Project, name: str, key: tuple[str, ...]) -> dict[str, Any]:
         "artifact": {"type": ref.type, "uri": ref.uri, "path": str(ref.path), "key": manifest.key},
         "summary": describe.summary(ref),
         "warnings": describe.warnings(ref),
-        "pictures": [f"{ref.uri}/{p}" for p in manifest.facts.get("pictures", [])],
+        "pictures": [f"{ref.folder}/{p}" for p in manifest.facts.get("pictures", [])],
         "job": manifest.job,
     }
 
@@ -246,7 +247,7 @@ def tell(project: Project, name: str, key: tuple[str, ...]) -> None:
     for k, v in describe.summary(ref).items():
         click.echo(f"    {k}: {v:,}" if isinstance(v, int) else f"    {k}: {v}")
     for picture in ref.manifest.facts.get("pictures", []):
-        click.echo(f"    picture: {ref.uri}/{picture}")
+        click.echo(f"    picture: {ref.folder}/{picture}")
     for warning in describe.warnings(ref):
         click.echo(f"Warning: {warning}", err=True)
     sys.stdout.flush()

@@ -136,7 +136,9 @@ def _for_this_machine(run: Any) -> dict[str, Any]:
     return dict(read(run, ()))
 
 
-def _artifact_root() -> Path:
+def _artifact_root() -> Path | None:
+    """Our own artifacts, where they lie on this machine: no store is asked while compiling."""
     from nemotron_dagster.artifacts.store import artifact_root
 
-    return artifact_root(find_project())
+    root = artifact_root(find_project())
+    return root if isinstance(root, Path) else None

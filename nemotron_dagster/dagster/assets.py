@@ -4,17 +4,19 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 import pydantic
 
+from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
+from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
+from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results
 from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecutionInterruptedError
 from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
@@ -24,6 +26,9 @@ from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import JobHandle, make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
 from nemotron_dagster.project import Project
+
+if TYPE_CHECKING:
+    from nemotron_dagster.artifacts.places import Place
 
 _JOB_TAG = f"{HIDDEN_TAG_PREFIX}nemotron/job/"  # the UI leaves it out: nobody reads a handle there
 
@@ -55,7 +60,7 @@ def step_config(configs: tuple[str, ...], default: str) -> type[StepConfig]:
     return pydantic.create_model("StepConfig", __base__=StepConfig, config=(kind, pydantic.Field(default=default)))
 
 
-def pipeline_assets(project: Project, pipeline: Pipeline, root: Path) -> list[dg.AssetsDefinition]:
+def pipeline_assets(project: Project, pipeline: Pipeline, root: "Place") -> list[dg.AssetsDefinition]:
     """One asset per node; ``root`` is the artifact root."""
     return [_asset(project, pipeline, node, root) for node in pipeline.nodes.values()]
 
@@ -77,18 +82,22 @@ def broken_steps(catalog: Catalog) -> list[dg.AssetSpec]:
     ]
 
 
-def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.AssetsDefinition:
+def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> dg.AssetsDefinition:
     step = node.step
     produced = step.produces[0]
     types = {p.name: p.type for p in step.consumes}
     default = node.config or (step.runspec.default_config if step.runspec else "default")
     named = default if default in step.configs else (step.configs or ("default",))[0]
 
+    key = dg.AssetKey(list(node.key))
+    sources = {port: pipeline.nodes[source].key for port, source in node.inputs.items()} | dict(node.assets)
+
     @dg.asset(
-        key=dg.AssetKey(list(node.key)),
+        key=key,
+        check_specs=check_specs(key, step),
         ins={
-            port: dg.AssetIn(key=dg.AssetKey(list(pipeline.nodes[source].key)), metadata={"accepts": types[port]})
-            for port, source in node.inputs.items()
+            port: dg.AssetIn(key=dg.AssetKey(list(source)), metadata={"accepts": types[port]})
+            for port, source in sources.items()
         },
         group_name=step.category if pipeline.name == CATALOG else re.sub(r"\W", "_", pipeline.name),
         kinds=_kinds(pipeline, step),
@@ -107,23 +116,28 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.A
         config: step_config(step.configs, named),  # type: ignore[valid-type]
         profile: EnvProfile,
         **inputs: ArtifactRef | None,
-    ) -> dg.Output[ArtifactRef]:
+    ) -> Iterator[Any]:
         screen = terminal()
         name = node.name if pipeline.name == CATALOG else f"{pipeline.name}/{node.name}"
         reporter = DagsterReporter(context, screen.started(name) if screen else None)
         error: NemotronError | None = None
+        locked: list[Result] = []
         try:
-            ref = _materialize(project, node, root, context, config, profile, inputs, reporter)
-            return dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content))
+            ref, used = _materialize(project, node, root, context, config, profile, inputs, reporter, locked)
         except NemotronError as e:
             error = e
-            raise failure(e) from e
         except DagsterExecutionInterruptedError:
             error = Cancelled(f"{name}: interrupted.")
             raise
         finally:
             if screen:
                 screen.finished(name, error)
+        if error is not None:
+            yield from lock_results(key, locked if any(r.refuses for r in locked) else [])
+            raise failure(error) from error
+        yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content))
+        yield from lock_results(key, locked)
+        yield from publication_results(key, step, ref, used)
 
     return materialize
 
@@ -131,17 +145,18 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: Path) -> dg.A
 def _materialize(
     project: Project,
     node: Node,
-    root: Path,
+    root: "Place",
     context: dg.AssetExecutionContext,
     config: Any,
     profile: EnvProfile,
     inputs: Mapping[str, ArtifactRef | None],
     reporter: DagsterReporter,
-) -> ArtifactRef:
+    locked: list[Result],
+) -> tuple[ArtifactRef, dict[str, ArtifactRef]]:
     environment = load_environment(project.root)
     name = config.profile or context.run.tags.get("nemotron/profile") or node.profile or profile.name
     given = {port: ref for port, ref in inputs.items() if ref is not None}
-    upstream = {port: str(ref.path) for port, ref in given.items()}
+    upstream = {port: str(local_path(ref)) for port, ref in given.items()}
     in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
     paths = {p.bind: node.paths[p.name] for p in node.step.consumes if p.bind and p.name in node.paths}
     spec = compile_on(
@@ -161,9 +176,10 @@ def _materialize(
     )
     for note in spec.notes:
         context.log.warning(note)
-    lacking = [p for p in node.inputs if p not in given and p not in spec.external]
+    wired = {**node.inputs, **{port: "/".join(key) for port, key in node.assets.items()}}
+    lacking = [p for p in wired if p not in given and p not in spec.external]
     if lacking and not in_catalog:
-        raise PreflightError(f"{node.name}: {node.inputs[lacking[0]]} was never materialized. Materialize it first.")
+        raise PreflightError(f"{node.name}: {wired[lacking[0]]} was never materialized. Materialize it first.")
     used = {port: given[port] for port in spec.bound}
     for port, ref in used.items():
         reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
@@ -190,7 +206,7 @@ def _materialize(
         return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
     try:
-        return run_step(project, target, request, reporter, record, terminated)
+        return run_step(project, target, request, reporter, record, terminated, locked.extend), used
     except DagsterExecutionInterruptedError:
         # If only the worker dies, the job stays for its successor to adopt.
         if submitted and (terminal() is not None or terminated()):

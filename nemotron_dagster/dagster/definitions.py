@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,9 +17,9 @@ import dagster as dg
 from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.dagster.assets import EnvProfile, broken_steps, pipeline_assets
-from nemotron_dagster.dagster.io_managers import ArtifactIOManager
-from nemotron_dagster.errors import ConfigError, PreflightError
-from nemotron_dagster.pipelines import CATALOG, catalog_pipeline, load_pipelines
+from nemotron_dagster.dagster.io_managers import io_managers
+from nemotron_dagster.errors import ConfigError, NemotronError, PreflightError
+from nemotron_dagster.pipelines import CATALOG, Pipeline, catalog_pipeline, load_pipelines
 from nemotron_dagster.project import Project
 
 
@@ -35,21 +37,80 @@ def build_definitions(project: Project) -> dg.Definitions:
         dg.get_dagster_logger("nemotron").warning("step %s is left out: %s", name, error)
     assets = [a for p in pipelines for a in pipeline_assets(project, p, root)]
     jobs = [
-        dg.define_asset_job(
-            p.name,
-            selection=dg.AssetSelection.assets(*(dg.AssetKey(list(n.key)) for n in p.nodes.values())),
-            description=p.description or None,
-        )
+        dg.define_asset_job(p.name, selection=_selection(p), description=p.description or None)
         for p in pipelines
         if p.name != CATALOG
     ]
-    managers = {t: ArtifactIOManager(t, root) for t in catalog.types.parents}
     return dg.Definitions(
         assets=[*assets, *broken_steps(catalog)],
         jobs=jobs,
-        resources={**managers, "profile": EnvProfile()},
+        resources={**io_managers(catalog.types, root), "profile": EnvProfile()},
         executor=dg.in_process_executor,
     )
+
+
+def project_definitions(project: Project) -> dg.Definitions:
+    """``defs`` of the project's own ``definitions.py`` where it has one, else ``build_definitions(project)``.
+
+    Raises:
+        ConfigError: that file raises, or has no ``defs``; a pipeline names an asset that is not there; or as
+            ``build_definitions``.
+    """
+    file = project.root / "definitions.py" if project.root else None
+    own = file is not None and file.is_file()
+    defs = _own_definitions(file) if file is not None and own else build_definitions(project)
+    catalog, keys = load_catalog(project), _keys(defs)
+    if lacking := [i for i in catalog.steps if tuple(i.split("/")) not in keys]:
+        raise ConfigError(
+            f"{file}: its `defs` lacks the steps ({lacking[0]} and {len(lacking) - 1} more). Merge them in: "
+            "dg.Definitions.merge(build_definitions(project), ...); see docs/projects.md."
+        )
+    for pipeline in load_pipelines(project, catalog).values():
+        for node in pipeline.nodes.values():
+            for port, key in node.assets.items():
+                if key not in keys:
+                    raise ConfigError(
+                        f"{pipeline.file}: node {node.name!r}: input {port}: no asset {'/'.join(key)!r} in "
+                        f"{file}{'' if own else ', which is not there'}. Define it, and merge it with ours."
+                    )
+    return defs
+
+
+def _keys(defs: dg.Definitions) -> set[tuple[str, ...]]:
+    found: set[dg.AssetKey] = set()
+    for asset in defs.assets or ():
+        if isinstance(asset, dg.AssetsDefinition):
+            found |= set(asset.keys)
+        elif isinstance(asset, dg.AssetSpec | dg.SourceAsset):
+            found.add(asset.key)
+    return {tuple(key.path) for key in found}
+
+
+@cache
+def _own_definitions(file: Path) -> dg.Definitions:
+    spec = importlib.util.spec_from_file_location("nemotron_project_definitions", file)
+    assert spec is not None and spec.loader is not None  # its name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Dagster resolves annotations by the module's name
+    try:
+        spec.loader.exec_module(module)
+    except NemotronError:
+        raise
+    except Exception as e:
+        raise ConfigError(f"{file}: raises {type(e).__name__} when it is loaded: {e}\nMend it.") from e
+    defs = getattr(module, "defs", None)
+    if not isinstance(defs, dg.Definitions):
+        raise ConfigError(
+            f"{file}: has no `defs` that is a dagster.Definitions. Write "
+            "`defs = dg.Definitions.merge(build_definitions(project), dg.Definitions(...))`; see docs/projects.md."
+        )
+    return defs
+
+
+def _selection(pipeline: Pipeline) -> dg.AssetSelection:
+    """The pipeline's nodes, and the assets of one's own that feed them."""
+    nodes = dg.AssetSelection.assets(*(dg.AssetKey(list(n.key)) for n in pipeline.nodes.values()))
+    return nodes.upstream() if any(n.assets for n in pipeline.nodes.values()) else nodes
 
 
 def dagster_home(project: Project) -> Path:

@@ -10,7 +10,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import HIDDEN_TAG_PREFIX
 
-__all__ = ["HIDDEN_TAG_PREFIX", "DagsterExecutionInterruptedError", "belong_to_location"]
+__all__ = ["HIDDEN_TAG_PREFIX", "DagsterExecutionInterruptedError", "belong_to_location", "set_data_version"]
 
 
 def belong_to_location(instance: dg.DagsterInstance, location: str, job: str) -> None:
@@ -21,3 +21,8 @@ def belong_to_location(instance: dg.DagsterInstance, location: str, job: str) ->
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), SINGLETON_REPOSITORY_NAME)
     create = functools.partial(instance.create_run_for_job, remote_job_origin=repository.get_job_origin(job))
     instance.create_run_for_job = create  # type: ignore[method-assign]
+
+
+def set_data_version(context: dg.OutputContext, version: str) -> None:
+    """Record ``version`` as the data version of the materialization that the step is about to record."""
+    context.step_context.set_data_version(context.asset_key, dg.DataVersion(version))

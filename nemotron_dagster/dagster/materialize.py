@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from nemotron_dagster.dagster.definitions import build_definitions, dagster_home, open_instance
+from nemotron_dagster.dagster.definitions import dagster_home, open_instance, project_definitions
 from nemotron_dagster.dagster.internals import belong_to_location
 from nemotron_dagster.project import Project
 
@@ -29,7 +29,7 @@ def materialize(
 
     ``config`` maps an asset's op name to its op config. With ``pipeline`` the run is one of that pipeline's job.
     """
-    defs = build_definitions(project)
+    defs = project_definitions(project)
     job = defs.resolve_job_def(pipeline) if pipeline else defs.resolve_implicit_global_asset_job_def()
     run_id = str(uuid.uuid4())
     with open_instance(project) as instance, _alive(dagster_home(project) / "running", run_id, instance):

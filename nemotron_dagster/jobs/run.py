@@ -9,30 +9,35 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_dagster import artifacts
-from nemotron_dagster.artifacts import delivery
-from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, read, tally, write_json
-from nemotron_dagster.artifacts.store import Slot, publish, set_aside, slot
+from nemotron_dagster.artifacts import delivery, fingerprints
+from nemotron_dagster.artifacts.localize import local_path
+from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, tally, write_json
+from nemotron_dagster.artifacts.places import scratch
+from nemotron_dagster.artifacts.port_locks import Result
+from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
+from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
+from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
 from nemotron_dagster.jobs.submission import gpus_per_node, here, interpreter, node_count, submission, variables
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
 from nemotron_dagster.project import Project, bundled
 
+if TYPE_CHECKING:
+    from nemotron_dagster.artifacts.places import Place
+
 _POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
 _ASK = 2.0  # seconds between two questions whether the run is still wanted: each is a query of Dagster's database
-_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w-][\w.-]*")
-_DATA_SUFFIX = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".yaml", ".txt")
 NOT_BUILT, BAD_INPUT = 9, 3  # exit codes of steps/_runtime/payload.py
 
 
@@ -64,7 +69,7 @@ class Request:
     asset: tuple[str, ...]
     identity: str
     inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
-    artifact_root: Path = Path()
+    artifact_root: Place = Path()
     partition: str | None = None
 
 
@@ -81,23 +86,27 @@ def run_step(
     reporter: Reporter,
     submitted: Callable[[JobHandle], None] = lambda handle: None,
     unwanted: Callable[[], bool] = lambda: False,
+    locked: Callable[[list[Result]], None] = lambda results: None,
 ) -> ArtifactRef:
     """Run one step and publish its artifact.
 
-    ``submitted`` is told the job's handle before it is watched; once ``unwanted`` is true the job is cancelled.
+    ``locked`` is told what the step's locks say, ``submitted`` the job's handle before it is watched; once
+    ``unwanted`` is true the job is cancelled.
 
     Raises:
         PayloadNotBuilt, PreflightError, ArtifactError: refused; nothing was submitted.
         JobFailed, Cancelled: the job ended badly; its log is kept, a resumable step continues next time.
     """
     spec = request.spec
-    handle, place = submit(project, target, request, reporter)
+    handle, place = submit(project, target, request, reporter, locked)
     submitted(handle)
     status = watch(target, handle, place, reporter, unwanted)
     if status.state is State.CANCELLED:
         raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
     if status.state is not State.SUCCEEDED:
         raise _failure(spec.step, handle, place, status)
+    if not isinstance(place.final, Path):
+        reporter.note(f"publishing to {place.final}")
     with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
         ref = publish_output(request, handle, place)
     if spec.delivery is not None:
@@ -106,7 +115,13 @@ def run_step(
     return ref
 
 
-def submit(project: Project, target: Target, request: Request, reporter: Reporter) -> tuple[JobHandle, Slot]:
+def submit(
+    project: Project,
+    target: Target,
+    request: Request,
+    reporter: Reporter,
+    locked: Callable[[list[Result]], None] = lambda results: None,
+) -> tuple[JobHandle, Slot]:
     """Check everything that can be checked before anything runs, then submit or adopt."""
     spec, step, key = request.spec, request.spec.step, job_key(request)
     if not step.ready:
@@ -117,8 +132,13 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     if spec.delivery is not None:
         delivery.check(spec.delivery)
     target.check()
-    _check_inputs(request)
-    place = slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output)
+    for port, ref in request.inputs.items():
+        if not local_path(ref).exists():
+            reporter.note(f"input {port}: downloading {ref.manifest.bytes / 1e6:,.1f} MB from {ref.uri}")
+    results = check_locks(spec, check_inputs(spec, request.inputs))
+    locked(results)
+    refuse(step, results)
+    place = _slot(request, key)
     check_hardware(target, spec)
     variables(spec)  # a secret that is not set is told before anything is built
     python = interpreter(project, spec, reporter.note)
@@ -126,7 +146,7 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
     with _claimed(request.artifact_root, place):
         if (found := _earlier(target, place, code)) is not None:
             reporter.note(f"adopting job {found.key}, which an earlier start of this very spec left behind")
-            return found, slot(request.artifact_root, request.asset, spec.digest, found.key, spec.explicit_output)
+            return found, _slot(request, found.key)
         if place.staging.exists() and not step.resumable:
             shutil.rmtree(place.staging)
         if place.output.is_dir() and any(place.output.iterdir()):
@@ -134,7 +154,8 @@ def submit(project: Project, target: Target, request: Request, reporter: Reporte
         place.output.mkdir(parents=True, exist_ok=True)
         config = bind_output(spec, step.produces[0], place.output)
         directory = target.job_directory(key)
-        write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code})
+        inputs = [ref.uri for ref in request.inputs.values()]  # `artifacts gc` leaves them alone
+        write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code, "inputs": inputs})
         layout = here(project, spec, directory, place.output, place.messages)
         handle = target.submit(submission(spec, key, python, layout, config))
     return handle, place
@@ -168,11 +189,11 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
     Raises:
         ArtifactError: the output is not a valid artifact; it is set aside for a look, and the next run starts afresh.
     """
-    from nemotron_dagster.artifacts.describe import draw
+    from nemotron_dagster.artifacts.describe import draw, headline
 
     spec, port = request.spec, request.spec.step.produces[0]
-    if not place.output.is_dir() and (place.final / "artifact.json").is_file():
-        return read(place.final)  # another process that adopted the same job has published it
+    if not place.output.is_dir() and (found := published(place)) is not None:
+        return found  # another process that adopted the same job has published it
     inner = _real(place.output, port.path)
     try:
         facts = artifacts.validate(port.type, place.output / inner)
@@ -188,10 +209,12 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
         if message.get("type") == "result":
             reported |= message.get("facts", {})
     facts["pictures"] = draw(port.type, place.output, facts, reported, messages)
-    files, content, size = tally(place.output)
+    files, content, size = tally(place.output, place.digests)
     manifest = Manifest(
         type=port.type,
         producer=spec.step.id,
+        step=spec.step.id,
+        partition=request.partition,
         asset=list(request.asset),
         key=handle.key,
         path=inner,
@@ -208,8 +231,11 @@ def publish_output(request: Request, handle: JobHandle, place: Slot) -> Artifact
         bytes=size,
         created=now(),
         job=handle.as_dict(),
+        settings=json.loads(json.dumps(redact(spec.train), default=str)),
+        counts=fingerprints.counts(len(files), headline(port.type, facts, reported)),
     )
-    return publish(place, manifest)
+    known = fingerprints.of(facts, reported, [vars(r.manifest) for r in request.inputs.values()])
+    return publish(place, replace(manifest, **known))
 
 
 def code_digest(step: Step) -> str:
@@ -236,29 +262,6 @@ def read_messages(file: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return messages
-
-
-def _check_inputs(request: Request) -> None:
-    """Validate what the payload will read: external paths, and upstream artifacts asked to be another type."""
-    spec = request.spec
-    for port in spec.step.consumes:
-        external = spec.external.get(port.name)
-        if external is None:
-            ref = request.inputs.get(port.name)
-            if ref is not None and ref.type != port.type:
-                try:
-                    artifacts.validate(port.type, ref.path)
-                except ArtifactError as e:
-                    raise ArtifactError(
-                        f"{spec.step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}"
-                    ) from e
-            continue
-        path = Path(external).expanduser()
-        if "://" in external or (
-            not path.exists() and _HUB_ID.fullmatch(external) and not external.endswith(_DATA_SUFFIX)
-        ):
-            continue  # a URL or a hub id: only the payload's library can tell
-        artifacts.validate(port.type, path)
 
 
 def check_hardware(target: Target, spec: JobSpec) -> None:
@@ -289,12 +292,13 @@ def check_hardware(target: Target, spec: JobSpec) -> None:
 
 
 @contextmanager
-def _claimed(root: Path, place: Slot) -> Iterator[None]:
+def _claimed(root: Place, place: Slot) -> Iterator[None]:
     """Only one process at a time decides who writes to a staging directory, or publishes from it.
 
     Raises:
         PreflightError: the artifact root cannot be written.
     """
+    root = scratch(root)
     try:
         (root / ".locks").mkdir(parents=True, exist_ok=True)
         lock = os.open(root / ".locks" / place.staging.name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -312,6 +316,7 @@ def _earlier(target: Target, place: Slot, code: str) -> JobHandle | None:
     try:
         owner = json.loads(place.owner.read_text(encoding="utf-8"))
         same = owner.pop("code", None) == code
+        owner.pop("inputs", None)
         found = target.find(JobHandle(**owner).key)
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None
@@ -351,9 +356,15 @@ def _failure(step: Step, handle: JobHandle, place: Slot, status: Status) -> Exce
     return JobFailed(f"{step.id}: the job failed ({how}).\n{tail}\nLog: {log}. {again}")
 
 
+def _slot(request: Request, key: str) -> Slot:
+    spec = request.spec
+    return slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output, request.partition)
+
+
 def _lineage(request: Request) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
-        {"port": n, "type": r.type, "uri": r.uri, "content": r.manifest.content, "asset": r.manifest.asset}
+        {"port": n, "type": r.type, "uri": r.uri, "content": r.manifest.content, "manifest": r.digest}
+        | {"asset": r.manifest.asset}
         for n, r in request.inputs.items()
     ]
     rows += [{"port": n, "external": True, "uri": uri} for n, uri in request.spec.external.items()]

@@ -160,9 +160,8 @@ def test_damage_is_named(tmp_path: Path, name: str, damage, message: str) -> Non
         validate("binidx", tmp_path)
 
 
-def test_processes_see_what_one_sees(tmp_path: Path, monkeypatch) -> None:
+def test_threads_see_what_one_sees(tmp_path: Path, monkeypatch) -> None:
     alone = validate("binidx", output(tmp_path))
-    monkeypatch.setattr("nemotron_dagster.artifacts.types.binidx._ALONE", 0)
     monkeypatch.setattr("nemotron_dagster.artifacts.types.binidx._TOKENS", 2)
     monkeypatch.setattr("nemotron_dagster.artifacts.types._parallel.processors", lambda: 2)
     assert validate("binidx", tmp_path) == alone

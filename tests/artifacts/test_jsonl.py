@@ -130,7 +130,7 @@ def test_a_bad_row_is_named_by_line_and_json_path(tmp_path: Path, row: dict, mes
 
 def one_row(row: object) -> _tally.Tally:
     line = json.dumps(row).encode()
-    return _check.check_blocks([_scan.Lines([line], line)], _check.Rules(train=True))
+    return _check.check_blocks([_scan.Lines([line])], _check.Rules(train=True))
 
 
 @pytest.mark.parametrize("row", [row for row, _ in [*GOOD, *BAD]])
@@ -163,6 +163,44 @@ def test_what_the_fast_way_takes_the_exact_one_takes_too(row: dict) -> None:
             if kind:
                 assert {k for k, n in tally.kinds.items() if n} == {kind}, changed
     assert seen
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_in_blocks_count_as_they_do_one_by_one(seed: int) -> None:
+    """Blocks of one kind, of two, and of everything, with rows among them that are wrong or blank."""
+    rng = random.Random(seed)
+    said = {"messages": [USER]}
+    offers = [{**CHAT, "tools": tools} for tools in (TOOLS, [], json.dumps(TOOLS), [{}])]
+    named = [{**CHAT, "lang": "de"}, {**TOOL_CHAT, "language": "(0.9, 'EN')"}, {**PAIR, "language": "fr"}]
+    everything = [*[r for r, _ in [*GOOD, *BAD]], said, *offers, *named, "", "{bad"]
+    alike: list = [CHAT, TOOL_CHAT, PARTS, PAIR, GYM, CHAT, TOOL_CHAT]
+    blocks, wrong, number = [], [], 0
+    exact = _tally.Tally()
+    for _ in range(30):
+        most = rng.choice(alike)
+        some = [most if rng.random() < 0.9 else rng.choice(everything) for _ in range(20)]
+        some = rng.choice([some, [most] * 20, rng.choices(everything, k=20)])
+        blocks.append(_scan.Lines([(r if isinstance(r, str) else json.dumps(r)).encode() + b"\n" for r in some]))
+        for row in some:
+            number += 1
+            if isinstance(row, str):
+                wrong += [number] if row else []
+                continue
+            try:
+                _tally.count(exact, row, _rows.check(row))
+            except _rows.Fault:
+                wrong.append(number)
+    tally = _check.check_blocks(blocks, _check.Rules(train=True))
+    for name in ("kinds", "roles", "turns", "languages"):
+        assert +getattr(tally, name) == getattr(exact, name), name
+    assert (tally.with_tools, tally.without_assistant) == (exact.with_tools, exact.without_assistant)
+    assert [line for line, _ in tally.shown] == wrong[:20] and tally.wrong == len(wrong)
+
+
+def test_messages_that_no_rule_asks_to_be_well_formed_are_counted_as_far_as_they_go(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "robot"}, 5, USER, {"role": []}], "language": 5}
+    facts = validate("raw_jsonl", save(tmp_path / "d.jsonl", row))
+    assert facts["kinds"] == {"chat": 1} and facts["roles"] == {"user": 1}
 
 
 @pytest.mark.parametrize(
@@ -400,4 +438,4 @@ for line in open("/proc/self/status"):
 
 
 def test_no_class_of_the_fast_way_forgets_a_role() -> None:
-    assert {_fast.LETTERS[t] for t in (_fast.System, _fast.User, _fast.Assistant, _fast.Tool)} == set("suat")
+    assert set(_fast.ROLES.values()) == set(_rows.ROLES)

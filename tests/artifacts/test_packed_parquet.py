@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nemotron_dagster.artifacts import artifact_type, validate
-from nemotron_dagster.artifacts.types import _packs
+from nemotron_dagster.artifacts.types import _packs, packed_parquet
 from nemotron_dagster.errors import ArtifactError
 
 Pack = tuple[list[int], list[int], list[int]]
@@ -137,6 +137,23 @@ def test_processes_see_what_one_sees(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("nemotron_dagster.artifacts.types.packed_parquet._ALONE", 0)
     monkeypatch.setattr("nemotron_dagster.artifacts.types._parallel.processors", lambda: 2)
     assert validate("packed_parquet", tmp_path) == alone
+
+
+def test_parts_of_a_shard_add_up_and_name_the_shards_rows(tmp_path: Path, monkeypatch) -> None:
+    packed_parquet.write(iter([FULL, tuple(map(list, ONE))] * 20), tmp_path / "a", row_group_size=3)
+    alone = validate("packed_parquet", tmp_path / "a")
+    monkeypatch.setattr("nemotron_dagster.artifacts.types.packed_parquet._PART", 300)
+    assert validate("packed_parquet", tmp_path / "a") == alone
+    bad = (ONE[0], [2] * len(ONE[0]), ONE[2])
+    packed_parquet.write(iter([*[FULL] * 20, bad, *[FULL] * 20]), tmp_path / "b", row_group_size=3)
+    with pytest.raises(ArtifactError, match=r"row 20: loss_mask has values") as error:
+        validate("packed_parquet", tmp_path / "b")
+    assert str(error.value).count("parquet:") == 1
+    file = tmp_path / "b/shard_000000.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match="cannot be read as Parquet") as error:
+        validate("packed_parquet", tmp_path / "b")
+    assert str(error.value).count("cannot be read") == 1
 
 
 def test_damaged_bytes_give_an_artifact_error_or_packs_that_are_whole(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def artifact(folder: Path, node: str) -> Path:
     pointer = folder / ".nemotron/artifacts/teach_a_skill" / node / "latest.json"
-    return Path(json.loads(pointer.read_text())["uri"])
+    return pointer.parent / json.loads(pointer.read_text())["uri"]
 
 
 def scores(folder: Path, node: str) -> dict[str, float]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 from nemotron_dagster.artifacts.types import _rows, _scan, _tally
 from nemotron_dagster.errors import ArtifactError
 
-if TYPE_CHECKING:
-    pass
-
 EVERY = 997  # of these rows one is parsed whole, for its columns
 FIRST = 50
-_SMALL = 1 << 18  # below it, importing pyarrow costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -71,22 +68,19 @@ def check_blocks(blocks: Iterable[_scan.Lines], rules: Rules) -> _tally.Tally:
             tally.fold()
     except ArtifactError as e:
         tally.damage = str(e)
-    checker.finish()
     tally.lengths = Counter({max(n - 1, 0): count for n, count in tally.lengths.items()})  # without the line feed
     return tally
 
 
 def _block(block: _scan.Lines, checker: _Checker) -> None:
-    tally, lines, body = checker.tally, block.lines, block.body
-    if b"\r" in body:
-        tally.carriage_returns += body.count(b"\r\n")
+    tally, lines = checker.tally, block.lines
     bad: set[int] = set()
-    if body.isascii():
+    if all(map(bytes.isascii, lines)):
         tally.lengths.update(map(len, lines))
     else:
         try:
-            tally.lengths.update(_characters(lines, body))
-        except ValueError:
+            tally.lengths.update(list(map(len, map(bytes.decode, lines))))
+        except UnicodeDecodeError:
             bad = {i for i, line in enumerate(lines) if not _is_utf8(line)}
     before = tally.lines
     tally.lines += len(lines)
@@ -100,25 +94,6 @@ def _block(block: _scan.Lines, checker: _Checker) -> None:
     checker.lines(lines, before + 1)
 
 
-def _characters(lines: list[bytes], body: bytes) -> list[int]:
-    """How many characters each line has.
-
-    Raises:
-        ValueError: ``body`` is not UTF-8.
-    """
-    if len(body) < _SMALL:
-        return [len(line.decode()) for line in lines]
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    ends = np.cumsum(np.fromiter(map(len, lines), np.int32, len(lines)), dtype=np.int32)
-    offsets = np.concatenate([np.zeros(1, np.int32), ends])
-    text = pa.Array.from_buffers(pa.string(), len(lines), [None, pa.py_buffer(offsets), pa.py_buffer(body)])
-    text.validate(full=True)  # three times as fast as bytes.decode
-    return list(pc.utf8_length(text).to_pylist())
-
-
 class _Checker:
     """Counts rows; ``slowly`` takes those that the fast way refused."""
 
@@ -129,9 +104,6 @@ class _Checker:
 
     def lines(self, lines: list[bytes], first: int) -> None:
         raise NotImplementedError
-
-    def finish(self) -> None:
-        """Move what was counted in quicker ways to the tally."""
 
     def look(self, lines: list[bytes]) -> None:
         """Parse some of the rows whole: the first ones, and one of ``EVERY``."""
@@ -176,123 +148,111 @@ class _Train(_Checker):
 
         super().__init__(tally, rules)
         self.fast = _fast
-        self.order: list[tuple[type, Callable[[bytes], Any]]] = list(_fast.decoders().items())
-        self.shapes: Counter[tuple[type, ...]] = Counter()
+        self.decoders = _fast.decoders()
+        self.order = list(self.decoders)
+        self.skim = True
         self.known_tools: set[int] = set()
 
     def lines(self, lines: list[bytes], first: int) -> None:
-        refused, chat = self.fast.REFUSED, self.fast.Chat
-        kind, decode = self.order[0]
-        chats: list[Any] = []
-        at: list[int] = []
-        for i, line in enumerate(lines):
-            try:
-                row = decode(line)
-            except refused:
-                row = self.other(line)
-                kind, decode = self.order[0]
-                if row is None:
-                    self.slowly(line, first + i, i == self.cut)
-                    continue
-            if kind is chat:
-                chats.append(row)
-                at.append(i)
-            elif not self.second_look(row, kind):
-                self.slowly(line, first + i, i == self.cut)
-            else:
-                self.beside(row, first + i)
-        self.chats(chats, at, lines, first)
-        if len(self.shapes) > 5000:
-            self.finish()
+        fast = self.fast
+        taken, refused = self.decoded(lines)
+        if fast.Chat in taken:
+            self.with_parts(lines, taken, refused)
+        for kind, (rows, at) in taken.items():
+            more = fast.with_more(rows)
+            doubts = {*fast.doubtful(rows, kind), *self.wrong_tools(more)}
+            if doubts:
+                refused += [at[n] for n in doubts]
+                rows = [row for n, row in enumerate(rows) if n not in doubts]
+            self.count(kind, rows, [row for n, row in more if n not in doubts])
+        for i in sorted(refused):
+            self.slowly(lines[i], first + i, i == self.cut)
         self.look(lines)
 
-    def chats(self, rows: list[Any], at: list[int], lines: list[bytes], first: int) -> None:
-        """Check the contents of plain chat rows, all of them at once, and count them."""
-        fast = self.fast
-        if not fast.all_text([r.messages for r in rows]):
-            typed = next(n for n, (t, _) in enumerate(self.order) if t is fast.ToolChat)
-            self.order.insert(0, self.order.pop(typed))  # parts, most likely: the rows to come go there at once
-            plain = []
-            for row, i in zip(rows, at, strict=True):
-                if fast.all_text([row.messages]):
-                    plain.append((row, i))
+    def decoded(self, lines: list[bytes]) -> tuple[dict[type, tuple[list[Any], list[int]]], list[int]]:
+        """Decoder -> the rows that it took and their places among ``lines``; the places of rows that none took."""
+        fast, kinds = self.fast, self.order[:1]
+        if kinds == [fast.ToolChat] and self.skim:  # one row with tools makes not all of them slow
+            kinds = [fast.Chat, fast.ToolChat]
+        for kind in kinds:
+            try:
+                return {kind: (list(map(self.decoders[kind], lines)), list(range(len(lines))))}, []
+            except fast.REFUSED:
+                continue
+        taken: dict[type, tuple[list[Any], list[int]]] = {}
+        refused: list[int] = []
+        for i, line in enumerate(lines):
+            for n, kind in enumerate(self.order):
+                try:
+                    row = self.decoders[kind](line)
+                except fast.REFUSED:
                     continue
-                full = self.other(lines[i], fast.Chat)
-                if full is None or not self.second_look(full, self.order[0][0]):
-                    self.slowly(lines[i], first + i, i == self.cut)
-                else:
-                    self.beside(full, first + i)
-            rows, at = [r for r, _ in plain], [i for _, i in plain]
-        self.shapes.update(tuple(map(type, r.messages)) for r in rows)
-        self.tally.kinds["chat"] += len(rows)
-        unset = fast.MISSING
-        for row, i in zip(rows, at, strict=True):
-            if row.tools is not unset or row.language is not None or row.lang is not None:
-                self.tally.with_tools += self.beside(row, first + i)
+                self.order.insert(0, self.order.pop(n))
+                rows, at = taken.setdefault(kind, ([], []))
+                rows.append(row)
+                at.append(i)
+                break
+            else:
+                refused.append(i)
+        return taken, refused
 
-    def beside(self, row: Any, number: int) -> bool:
-        """Count a row's language and check its functions; whether it has any."""
-        if row.language is not None or row.lang is not None:
-            self.tally.language(row.lang if row.language is None else row.language)
-        if row.tools is self.fast.MISSING:
-            return False
-        raw = bytes(row.tools)
-        return raw != b"null" and self.tools(raw, number)
-
-    def other(self, line: bytes, tried: type | None = None) -> Any:
-        """The row as the first decoder of a kind not ``tried`` that takes it reads it; None if none does."""
-        tried = tried or self.order[0][0]
-        for n, (kind, decode) in enumerate(self.order):
-            if kind is tried:
-                continue
+    def with_parts(
+        self, lines: list[bytes], taken: dict[type, tuple[list[Any], list[int]]], refused: list[int]
+    ) -> None:
+        """Decode the skimmed rows again whose content is not text, but parts most likely."""
+        fast = self.fast
+        rows, at = taken[fast.Chat]
+        parts = set(fast.not_text(rows))
+        if not parts:
+            return
+        self.skim = False
+        self.order.insert(0, self.order.pop(self.order.index(fast.ToolChat)))
+        taken[fast.Chat] = (
+            [r for n, r in enumerate(rows) if n not in parts],
+            [i for n, i in enumerate(at) if n not in parts],
+        )
+        full = taken.setdefault(fast.ToolChat, ([], []))
+        for n in parts:
             try:
-                row = decode(line)
-            except self.fast.REFUSED:
-                continue
-            self.order.insert(0, self.order.pop(n))
-            return row
-        return None
+                row = self.decoders[fast.ToolChat](lines[at[n]])
+            except fast.REFUSED:
+                refused.append(at[n])
+            else:
+                full[0].append(row)
+                full[1].append(at[n])
 
-    def second_look(self, row: Any, kind: type) -> bool:
-        """Check what types cannot say, and count the row; False if it is to be examined."""
+    def wrong_tools(self, rows: list[tuple[int, Any]]) -> list[int]:
+        """Which rows offer functions that are wrong. The same ones stand in row after row: each is looked at once."""
+        wrong, unset = [], self.fast.MISSING
+        for n, raw in [(n, bytes(row.tools)) for n, row in rows if row.tools is not unset]:
+            known = hash(raw)
+            if known not in self.known_tools and raw != b"null":
+                try:
+                    _rows.tools(json.loads(raw))
+                except (_rows.Fault, RecursionError):
+                    wrong.append(n)
+                    continue
+                if len(self.known_tools) < 100_000:
+                    self.known_tools.add(known)
+        return wrong
+
+    def count(self, kind: type, rows: list[Any], more: list[Any]) -> None:
+        """Count rows that are right; ``more``: those of them that have more keys."""
         fast, tally = self.fast, self.tally
-        if kind is fast.ToolChat:
-            if not fast.ordered(row.messages):
-                return False
-            self.shapes[tuple(map(type, row.messages))] += 1
-            used = any(type(m) is fast.Tool or getattr(m, "tool_calls", None) for m in row.messages)
-            tally.with_tools += used or row.tools is not fast.MISSING
-            tally.kinds["chat"] += 1
-            return True
-        if kind is fast.Preference:
-            if row.chosen == row.rejected or any(s.isspace() for s in (row.prompt, row.chosen, row.rejected)):
-                return False
-            tally.kinds["preference"] += 1
-        elif kind is fast.Prompt:
-            if row.prompt.isspace():
-                return False
-            tally.kinds["prompt"] += 1
-        else:
-            tally.kinds["gym"] += 1
-        return True
-
-    def tools(self, raw: bytes, number: int) -> bool:
-        """Check a row's functions; the same ones stand in row after row, so each list is looked at once."""
-        known = hash(raw)
-        if known not in self.known_tools:
-            try:
-                _rows.tools(json.loads(raw))
-            except _rows.Fault as e:
-                self.tally.problem(number, str(e))
-                return False
-            if len(self.known_tools) < 100_000:
-                self.known_tools.add(known)
-        return True
-
-    def finish(self) -> None:
-        for shape, count in self.shapes.items():
-            self.tally.shape("".join(self.fast.LETTERS[t] for t in shape), count)
-        self.shapes.clear()
+        for language, n in fast.named(more).items():
+            tally.language(language, n)
+        if kind not in (fast.Chat, fast.ToolChat):
+            tally.kinds[kind.__name__.lower()] += len(rows)
+            return
+        tally.kinds["chat"] += len(rows)
+        tally.with_tools += sum(map(fast.has_tools, rows if kind is fast.ToolChat else more))
+        messages = list(map(fast.MESSAGES, rows))
+        tally.turns.update(map(len, messages))
+        for type_, n in Counter(map(type, chain.from_iterable(messages))).items():
+            tally.roles[fast.ROLES[type_]] += n
+        said = {fast.Assistant, fast.AssistantSkimmed}
+        if not said.issuperset(map(type, map(fast.LAST, messages))):
+            tally.without_assistant += sum(said.isdisjoint(map(type, some)) for some in messages)
 
 
 class _Loose(_Checker):
@@ -302,19 +262,30 @@ class _Loose(_Checker):
         from nemotron_dagster.artifacts.types import _fast
 
         super().__init__(tally, rules)
-        self.refused, self.kinds = _fast.REFUSED, _fast.loose_kinds
+        self.fast = _fast
         self.decode = _fast.loose_decoder(rules.translated)
+        self.order = [] if rules.translated else _fast.loose_decoders()
 
     def lines(self, lines: list[bytes], first: int) -> None:
-        decode, rows = self.decode, []
-        for i, line in enumerate(lines):
+        rows: list[Any]
+        for n, (decode, kind, value) in enumerate(self.order):
             try:
-                rows.append(decode(line))
-            except self.refused:
-                self.slowly(line, first + i, i == self.cut)
-        self.tally.kinds.update(self.kinds(rows))
-        named = Counter([row.lang if row.language is None else row.language for row in rows])
-        for language, count in named.items():
+                rows = list(map(decode, lines))
+            except self.fast.REFUSED:
+                continue
+            if not self.fast.any_null(map(value, rows)):
+                self.tally.kinds[kind] += len(rows)
+                self.order.insert(0, self.order.pop(n))
+                break
+        else:
+            rows = []
+            for i, line in enumerate(lines):
+                try:
+                    rows.append(self.decode(line))
+                except self.fast.REFUSED:
+                    self.slowly(line, first + i, i == self.cut)
+            self.tally.kinds.update(self.fast.loose_kinds(rows))
+        for language, count in self.fast.named(rows).items():
             self.tally.language(language, count)
         self.look(lines)
 

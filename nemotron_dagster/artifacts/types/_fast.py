@@ -6,8 +6,10 @@ only. msgspec checks the JSON syntax of skipped values too, but not their UTF-8:
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Annotated, Any
 
@@ -49,7 +51,7 @@ class User(_Message, gc=False, tag="user"):
 
 
 class _Skimmed(Struct, gc=False, tag_field="role"):
-    """A message whose content is passed over, at twice the speed; ``all_text`` looks at how it begins."""
+    """A message whose content is passed over, at twice the speed; ``not_text`` looks at how it begins."""
 
     content: Raw
     name: str | None = None
@@ -197,18 +199,46 @@ class Translated(Loose, gc=False):
     faith_scores: dict[str, Score] | None = None
 
 
-#: The letters of ``_tally``.
-LETTERS: dict[type, str] = {
-    System: "s", SystemSkimmed: "s", Developer: "d", DeveloperSkimmed: "d", User: "u", UserSkimmed: "u",
-    Assistant: "a", AssistantSkimmed: "a", Tool: "t", FunctionRole: "f",
+class _Kind(Struct, gc=False):
+    """Rows of one kind, by the keys that they have and do not have; ``_rows.kind`` says which."""
+
+    chosen: None = None
+    rejected: None = None
+    language: str | None = None
+    lang: str | None = None
+
+
+class LooseChat(_Kind, gc=False, kw_only=True):
+    messages: Raw
+
+
+class LooseText(_Kind, gc=False, kw_only=True):
+    text: Raw
+    messages: None = None
+    responses_create_params: None = None
+    completions: None = None
+    conversations: None = None
+    prompt: None = None
+    problem: None = None
+    question: None = None
+    input: None = None
+
+
+#: The role of each class of messages.
+ROLES: dict[type, str] = {
+    System: "system", SystemSkimmed: "system", Developer: "developer", DeveloperSkimmed: "developer", User: "user",
+    UserSkimmed: "user", Assistant: "assistant", AssistantSkimmed: "assistant", Tool: "tool", FunctionRole: "function",
 }  # fmt: skip
 
 _OBJECT = msgspec.json.Decoder(dict[str, Raw]).decode
 MISSING = UNSET
-_FIRST_BYTE = itemgetter(0)
+MESSAGES, LAST = attrgetter("messages"), itemgetter(-1)
+_CONTENT = attrgetter("content")
 _NBYTES = attrgetter("nbytes")
 _VIEW: Callable[[Any], Any] = memoryview
-_QUOTE = {ord('"')}
+_FIRST_BYTE = struct.Struct("c").unpack_from  # without a copy, and sooner than a memoryview
+_QUOTE, _N = (b'"',), (b"n",)
+_LOOSE = ((LooseChat, "chat", MESSAGES), (LooseText, "text", attrgetter("text")))
 
 
 def decoders() -> dict[type, Callable[[bytes], Any]]:
@@ -219,6 +249,16 @@ def decoders() -> dict[type, Callable[[bytes], Any]]:
 def loose_decoder(translated: bool) -> Callable[[bytes], Loose]:
     """A decoder for rows of any kind."""
     return msgspec.json.Decoder(Translated if translated else Loose).decode
+
+
+def loose_decoders() -> list[tuple[Callable[[bytes], Any], str, Callable[[Any], Any]]]:
+    """(decoder, kind of the rows that it takes if the value is not null, that value) for the commonest kinds."""
+    return [(msgspec.json.Decoder(t).decode, kind, value) for t, kind, value in _LOOSE]
+
+
+def any_null(values: Iterable[Any]) -> bool:
+    """Whether one of these values, as they lie in the file, is null."""
+    return _N in map(_FIRST_BYTE, values)
 
 
 def loose_kinds(rows: list[Any]) -> dict[str, int]:
@@ -237,13 +277,34 @@ def loose_kinds(rows: list[Any]) -> dict[str, int]:
     return found
 
 
-def all_text(messages: Iterable[list[Any]]) -> bool:
-    """Whether the content of every skimmed message is text."""
-    contents = [m.content for conversation in messages for m in conversation]
-    return set(map(_FIRST_BYTE, map(bytes, contents))) <= _QUOTE
+def not_text(rows: list[Any]) -> list[int]:
+    """Which rows have a skimmed message whose content is not text."""
+    if _all_text(map(MESSAGES, rows)):
+        return []
+    return [n for n, row in enumerate(rows) if not _all_text([row.messages])]
 
 
-def ordered(messages: list[Any]) -> bool:
+def _all_text(messages: Iterable[list[Any]]) -> bool:
+    firsts = list(map(_FIRST_BYTE, map(_CONTENT, chain.from_iterable(messages))))
+    return firsts.count(_QUOTE) == len(firsts)
+
+
+def doubtful(rows: list[Any], kind: type) -> list[int]:
+    """Which rows may be wrong in a way that types cannot say."""
+    if kind is ToolChat:
+        return [n for n, row in enumerate(rows) if not _ordered(row.messages)]
+    if kind is Prompt:
+        return [n for n, row in enumerate(rows) if row.prompt.isspace()]
+    if kind is Preference:
+        return [
+            n
+            for n, row in enumerate(rows)
+            if row.chosen == row.rejected or row.prompt.isspace() or row.chosen.isspace() or row.rejected.isspace()
+        ]
+    return []
+
+
+def _ordered(messages: list[Any]) -> bool:
     """Whether every tool's answer follows a call that it names; how ``_rows.conversation`` decides it."""
     ids: set[str] | None = None
     for m in messages:
@@ -254,3 +315,30 @@ def ordered(messages: list[Any]) -> bool:
         elif kind is Tool and (ids is None or (ids and m.tool_call_id not in ids)):
             return False
     return True
+
+
+def with_more(rows: list[Any]) -> list[tuple[int, Any]]:
+    """The rows, with their places, that offer functions or name a language."""
+    unset = UNSET
+    return [
+        (n, row)
+        for n, row in enumerate(rows)
+        if row.tools is not unset or row.language is not None or row.lang is not None
+    ]
+
+
+def has_tools(row: Any) -> bool:
+    """Whether a row offers functions, calls some, or has their answers."""
+    if row.tools is not UNSET and bytes(row.tools) not in (b"null", b"[]"):
+        return True
+    for m in row.messages:
+        kind = type(m)
+        if kind is Tool or (kind is Assistant and m.tool_calls):
+            return True
+    return False
+
+
+def named(rows: list[Any]) -> Counter[str]:
+    """Rows per language, of those that name one."""
+    some = [row for row in rows if row.language is not None or row.lang is not None]
+    return Counter(row.lang if row.language is None else row.language for row in some)

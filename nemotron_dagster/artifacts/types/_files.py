@@ -11,7 +11,7 @@ from nemotron_dagster.artifacts.types._problems import Problems
 from nemotron_dagster.errors import ArtifactError
 
 #: What downloads and copies are called until they are whole.
-_UNFINISHED = (".part", ".partial", ".crdownload", ".incomplete", ".download", ".filepart")
+UNFINISHED = (".part", ".partial", ".crdownload", ".incomplete", ".download", ".filepart")
 
 
 def data_files(path: Path | str, suffixes: tuple[str, ...], problems: Problems) -> list[Path]:
@@ -29,7 +29,7 @@ def data_files(path: Path | str, suffixes: tuple[str, ...], problems: Problems) 
         if not found:
             raise ArtifactError(f"{text}: matches no file. Check the pattern.")
     elif _stat(path) is None:
-        raise ArtifactError(_why(path))
+        raise ArtifactError(why(path))
     elif path.is_dir():
         everything = _walk(path, problems)
         found = [p for p in everything if p.name.endswith(suffixes)]
@@ -39,12 +39,12 @@ def data_files(path: Path | str, suffixes: tuple[str, ...], problems: Problems) 
             raise ArtifactError(f"{path}: is a directory without {kind} files. Name the file or the right directory.")
     else:
         found = [path]
-        _unfinished([p for s in (*_UNFINISHED, ".tmp") if os.path.lexists(p := Path(text + s))], suffixes, problems)
+        _unfinished([p for s in (*UNFINISHED, ".tmp") if os.path.lexists(p := Path(text + s))], suffixes, problems)
     whole = []
     for file in found:
         found_out = _stat(file)
         if found_out is None:
-            problems.add(_why(file))
+            problems.add(why(file))
         elif not os.access(file, os.R_OK):
             problems.add(f"{file}: may not be read. Change its permissions (chmod u+r).")
         elif found_out.st_size == 0:
@@ -61,7 +61,7 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _why(path: Path) -> str:
+def why(path: Path) -> str:
     """Why ``path`` cannot be looked at."""
     try:
         path.stat()
@@ -101,5 +101,5 @@ def _walk(root: Path, problems: Problems) -> list[Path]:
 def _unfinished(files: list[Path], suffixes: tuple[str, ...], problems: Problems) -> None:
     for file in files:
         data = any(s in file.name for s in suffixes)
-        if file.name.endswith(_UNFINISHED) or (data and file.name.endswith((".tmp", ".aria2"))):
+        if file.name.endswith(UNFINISHED) or (data and file.name.endswith((".tmp", ".aria2"))):
             problems.add(f"{file}: looks like a download or copy that has not ended. Let it end, or delete it.")

@@ -17,11 +17,12 @@ from nemotron_dagster.errors import ArtifactError
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     Array = np.ndarray[Any, Any]
 
 _NAMES = ("input_ids", "loss_mask", "seq_start_id")
-_TOKENS = 4_000_000  # so many at a time
+_TOKENS = 1_000_000  # so many at a time
 
 
 @dataclass
@@ -58,54 +59,49 @@ def schema() -> pa.Schema:
     return pa.schema([(n, pa.list_(pa.field("element", t))) for n, t in zip(_NAMES, types, strict=True)])
 
 
-def pieces(file: Path) -> list[tuple[Path, int, int | None]]:
-    """Runs of row groups of some tens of megabytes each; one piece for a file that cannot be opened."""
+def check(task: tuple[Path, int, int]) -> Counts:
+    """Check the packs of a part of a shard: (file, which part, of how many)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        meta = pq.read_metadata(file)
-        sizes = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
-    except (pa.ArrowException, OSError, ValueError):
-        return [(file, 0, None)]
-    out: list[tuple[Path, int, int | None]] = []
-    start = held = 0
-    for i, size in enumerate(sizes):
-        held += size
-        if held >= 32 << 20:
-            out.append((file, start, i + 1))
-            start, held = i + 1, 0
-    return [*out, (file, start, len(sizes))] if start < len(sizes) or not sizes else out
-
-
-def check(piece: tuple[Path, int, int | None]) -> Counts:
-    """Check the packs of these row groups."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file, start, end = piece
+    file, part, parts = task
     counts, problems = Counts(str(file)), Problems()
+    opened = False
     try:
         with pq.ParquetFile(file, pre_buffer=False) as parquet:
             wrong = _wrong_columns(parquet.schema_arrow)
-            if wrong:
+            groups, row, at_once = _share(parquet.metadata, part, parts)
+            opened = True
+            if wrong and part == 0:
                 problems.add(f"{file}: {wrong}")
-            else:
-                meta = parquet.metadata
-                row = sum(meta.row_group(i).num_rows for i in range(start))
-                groups = list(range(start, meta.num_row_groups if end is None else end))
-                rows = sum(meta.row_group(i).num_rows for i in groups)
-                values = sum(meta.row_group(i).column(0).num_values for i in groups)
-                at_once = max(1, min(rows, _TOKENS * max(rows, 1) // max(values, 1)))
+            if groups and not wrong:
                 for batch in parquet.iter_batches(at_once, groups, list(_NAMES), use_threads=False):
                     for number, text in _batch(batch, counts):
                         problems.add(f"{file}: row {row + number}: {text}")
                     row += batch.num_rows
                     counts.rows += batch.num_rows
     except (pa.ArrowException, OSError, ValueError) as e:
-        problems.add(f"{file}: cannot be read as Parquet ({first_line(e)}). It may be truncated; pack again.")
+        if opened or part == 0:
+            problems.add(f"{file}: cannot be read as Parquet ({first_line(e)}). It may be truncated; pack again.")
     counts.shown, counts.wrong = problems.shown, problems.count
     return counts
+
+
+def _share(meta: pq.FileMetaData, part: int, parts: int) -> tuple[list[int], int, int]:
+    """A part's row groups, the number of its first row, and how many rows to read at a time."""
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    size = max(1, sum(g.total_byte_size for g in groups))
+    mine: list[int] = []
+    first = rows = values = before = 0
+    for i, group in enumerate(groups):
+        if before * parts // size == part:
+            mine.append(i)
+            rows += group.num_rows
+            values += group.column(0).num_values if group.num_columns else 0
+        elif not mine:
+            first += group.num_rows
+        before += group.total_byte_size
+    return mine, first, max(1, min(rows, _TOKENS * rows // max(values, 1)))
 
 
 def _wrong_columns(found: pa.Schema) -> str:

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 from nemotron_dagster.errors import ArtifactError
 
-CHUNK = 1 << 19
+CHUNK = 1 << 18  # a block, its lines and its rows stay in the processor's cache
 LONGEST = 100 << 20
 _PACKED = (".gz", ".zst")
 #: What reading a damaged file may raise. pyarrow's errors are OSErrors and ValueErrors.
@@ -31,14 +31,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Lines:
-    """Whole lines with their line feeds, and as they lie in the file one after the other.
+    """Whole lines with their line feeds.
 
     ``cut``: the last one is the file's last and has no line feed. ``too_long``: instead of lines, this many bytes of
     one that is longer than ``LONGEST``.
     """
 
     lines: list[bytes]
-    body: bytes
     cut: bool = False
     too_long: int = 0
 
@@ -57,7 +56,7 @@ def pieces(files: list[Path], size_each: int) -> list[Piece]:
 
 
 def read(piece: Piece) -> Iterator[Lines]:
-    """The piece's lines, some megabytes of them at a time.
+    """The piece's lines, some hundred kilobytes of them at a time.
 
     Raises:
         ArtifactError: the file is damaged or cannot be read.
@@ -85,19 +84,75 @@ def opened(file: Path) -> AbstractContextManager[Any]:
 
 
 def _read(stream: IO[bytes], piece: Piece) -> Iterator[Lines]:
-    first = _first_line_at(stream, piece)
-    if first is None:
+    """Blocks of lines, through one buffer: memory that is new to the process costs more than reading into it."""
+    at = _first_line_at(stream, piece)
+    if at is None:
         return
-    for at, body, too_long in _bodies(stream, first):
-        if piece.end is not None:
-            if at >= piece.end:
-                return
-            if at + len(body) > piece.end:
-                body = body[: body.find(b"\n", piece.end - at - 1) + 1] or body
-        if too_long:
-            yield Lines([], b"", too_long=too_long)
+    memory, held, dropped = _memory(CHUNK), 0, 0  # ``dropped``: bytes of a line that was too long to be held
+    while piece.end is None or at < piece.end:
+        room = memory.getbuffer()
+        got = cast(Any, stream).readinto(room[held : held + CHUNK])
+        if not got:
+            break
+        begin, total = 0, held + got
+        whole = _past_last_feed(room, held, total)
+        if not whole:
+            held = total
+            if dropped or held > LONGEST:
+                dropped, held = dropped + held, 0
+            elif held + CHUNK > len(room):
+                memory = _memory(2 * held, room[:held])
             continue
-        yield Lines(io.BytesIO(body).readlines(), body, not body.endswith(b"\n"))  # seven times as fast as split
+        if dropped:
+            begin = _past_first_feed(room, 0)
+            yield Lines([], too_long=dropped + begin)
+            at, dropped = at + dropped + begin, 0
+            if piece.end is not None and at >= piece.end:
+                return
+        if piece.end is not None and at + whole - begin > piece.end:
+            whole = _past_first_feed(room, begin + piece.end - at - 1)
+        if whole > begin:
+            memory.seek(begin)
+            yield Lines(memory.readlines(whole - begin))  # seven times as fast as split
+            at += whole - begin
+        held = total - whole
+        rest = bytes(room[whole:total])
+        if len(room) > 8 * CHUNK and held < CHUNK:
+            memory = _memory(CHUNK)
+            room = memory.getbuffer()
+        room[:held] = rest
+    else:
+        return
+    if dropped:
+        yield Lines([], too_long=dropped + held)
+    elif held:
+        yield Lines([bytes(memory.getbuffer()[:held])], cut=True)
+
+
+def _memory(size: int, first: bytes | memoryview = b"") -> io.BytesIO:
+    """A buffer with room for ``size`` bytes and a chunk."""
+    memory = io.BytesIO(bytes(size + CHUNK))
+    memory.getbuffer()[: len(first)] = first
+    return memory
+
+
+def _past_last_feed(room: memoryview, low: int, high: int) -> int:
+    """The offset behind the last line feed of these bytes, found from their end; 0 where there is none."""
+    step = 1 << 13
+    while high > low:
+        begin = max(low, high - step)
+        found = bytes(room[begin:high]).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        high, step = begin, 1 << 16
+    return 0
+
+
+def _past_first_feed(room: memoryview, low: int) -> int:
+    """The offset behind the first line feed at ``low`` or later; there is one."""
+    while (found := bytes(room[low : low + (1 << 16)]).find(b"\n")) < 0:
+        low += 1 << 16
+    return low + found + 1
 
 
 def _first_line_at(stream: IO[bytes], piece: Piece) -> int | None:
@@ -116,33 +171,6 @@ def _first_line_at(stream: IO[bytes], piece: Piece) -> int | None:
             return at + end + 1
         at += len(chunk)
     return None
-
-
-def _bodies(stream: IO[bytes], at: int) -> Iterator[tuple[int, bytes, int]]:
-    """(offset, whole lines, 0), or (offset, nothing, length) of a line too long to be held."""
-    held: list[bytes] = []
-    size = 0
-    while chunk := bytes(stream.read(CHUNK)):
-        end = chunk.rfind(b"\n") + 1
-        if not end:
-            size += len(chunk)
-            held = [*held, chunk] if size <= LONGEST else []
-            continue
-        if size > LONGEST:
-            first = chunk.find(b"\n") + 1
-            yield at, b"", size + first
-            at += size + first
-            body = chunk[first:end]
-        else:
-            body = b"".join([*held, chunk[:end]])
-        held, size = [chunk[end:]], len(chunk) - end
-        if body:
-            yield at, body, 0
-            at += len(body)
-    if size > LONGEST:
-        yield at, b"", size
-    elif size:
-        yield at, b"".join(held), 0
 
 
 def first_line(e: Exception) -> str:

@@ -14,19 +14,16 @@ from nemotron_dagster.artifacts.types._problems import Problems
 SAMPLES = 5
 _DISTINCT = 20_000
 _COLUMNS = 200
-_LETTERS = {"system": "s", "developer": "d", "user": "u", "assistant": "a", "tool": "t", "function": "f"}
-_ROLE = {letter: role for role, letter in _LETTERS.items()}
 _CURATED = re.compile(r"\(.*?['\"]([A-Za-z_-]+)['\"]\)")
 
 
 @dataclass
 class Tally:
-    """What a piece holds. ``shapes``: the roles of conversations as letters, each with its count."""
+    """What a piece holds."""
 
     lines: int = 0
     rows: int = 0
     blank: int = 0
-    carriage_returns: int = 0
     shown: list[tuple[int, str]] = field(default_factory=list)  # line number, problem
     wrong: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -46,21 +43,17 @@ class Tally:
         if len(self.shown) < Problems.SHOWN:
             self.shown.append((line, text))
 
-    def shape(self, letters: str, count: int = 1) -> None:
-        """Count conversations whose roles are ``letters``."""
-        for letter, n in Counter(letters).items():
-            self.roles[_ROLE[letter]] += n * count
-        self.turns[len(letters)] += count
-        if "a" not in letters:
-            self.without_assistant += count
-
     def conversation(self, row: Mapping[str, Any]) -> None:
-        """Count a row's roles and tools."""
+        """Count a row's roles and tools; its messages need not be well formed."""
         messages = row.get("messages")
-        if isinstance(messages, list):
-            self.shape("".join(_LETTERS[m["role"]] for m in messages))
-            tools = any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
-            self.with_tools += bool(tools or row.get("tools"))
+        if not isinstance(messages, list):
+            return
+        roles = [m.get("role") for m in messages if isinstance(m, dict)]
+        self.roles.update(role for role in roles if role in _rows.ROLES)
+        self.turns[len(messages)] += 1
+        self.without_assistant += "assistant" not in roles
+        called = any(isinstance(m, dict) and m.get("tool_calls") for m in messages)
+        self.with_tools += bool(called or "tool" in roles or row.get("tools"))
 
     def length(self, characters: int) -> None:
         self.lengths[characters] += 1
@@ -94,7 +87,7 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Add what the next piece holds, but for its problems."""
-        for name in ("lines", "rows", "blank", "carriage_returns", "wrong", "with_tools", "without_assistant"):
+        for name in ("lines", "rows", "blank", "wrong", "with_tools", "without_assistant"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("kinds", "roles", "turns", "lengths", "languages"):
             getattr(self, name).update(getattr(other, name))

@@ -26,7 +26,6 @@ LAYOUT = (
     '({"train": ["1.0", "runs/.../shard_000000", ...]}), each prefix a .bin and an .idx; a relative prefix counts from '
     "the folder of blend.json. Or one shard."
 )
-_ALONE = 64 << 20
 _TOKENS = 16 << 20
 
 
@@ -55,12 +54,11 @@ def validate(path: Path) -> dict[str, Any]:
             elif entry.prefix not in prefixes:
                 prefixes.append(entry.prefix)
     size = sum(os.path.getsize(p + s) for p in prefixes for s in (".idx", ".bin"))
-    workers = _parallel.processors() if size > _ALONE else 1
-    checked = {f.prefix: f for f in _parallel.each(_indexed.check_index, prefixes, workers)}
+    checked = {f.prefix: f for f in _parallel.in_threads(_indexed.check_index, prefixes)}
     for facts in checked.values():
         if facts.problem:
             problems.add(facts.problem)
-    _tokens([f for f in checked.values() if not f.problem], workers, problems)
+    _tokens([f for f in checked.values() if not f.problem], problems)
     vocabulary = _vocabulary(prefixes)
     for facts in checked.values():
         if vocabulary and facts.largest >= vocabulary:
@@ -98,14 +96,14 @@ def _split(entries: list[_blend.Entry], checked: Mapping[str, _indexed.ShardFact
     }
 
 
-def _tokens(shards: list[_indexed.ShardFacts], workers: int, problems: Problems) -> None:
+def _tokens(shards: list[_indexed.ShardFacts], problems: Problems) -> None:
     """Find each shard's largest token, at the speed of the disk."""
     tasks, owners = [], []
     for shard in shards:
         for first in range(0, shard.tokens, _TOKENS):
             tasks.append((shard.prefix + ".bin", shard.dtype, first, min(_TOKENS, shard.tokens - first)))
             owners.append(shard)
-    for owner, (low, high) in zip(owners, _parallel.each(_indexed.largest_token, tasks, workers), strict=True):
+    for owner, (low, high) in zip(owners, _parallel.in_threads(_indexed.largest_token, tasks), strict=True):
         owner.largest = max(owner.largest, high)
         if low < 0:
             problems.add(f"{owner.prefix}.bin: has the negative token {low}. Make the shard again.")

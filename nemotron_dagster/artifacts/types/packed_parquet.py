@@ -24,6 +24,7 @@ LAYOUT = (
 )
 SPLITS = ("train", "valid", "test")
 _ALONE = 64 << 20
+_PART = 16 << 20  # bytes that a process takes at a time
 
 
 def validate(path: Path) -> dict[str, Any]:
@@ -43,9 +44,10 @@ def validate(path: Path) -> dict[str, Any]:
     files = list(dict.fromkeys(f.resolve() for shards in found.values() for f in shards))
     size = sum(f.stat().st_size for f in files)
     workers = _parallel.processors() if size > _ALONE else 1
-    big = [f for f in files if f.stat().st_size > _ALONE]
-    pieces = dict(zip(big, _parallel.each(_packs.pieces, big, workers, apart=True), strict=True)) if big else {}
-    tasks = [p for f in files for p in pieces.get(f, [(f, 0, None)])]
+    tasks = []
+    for f in files:
+        n = max(1, f.stat().st_size // _PART)
+        tasks += [(f, i, n) for i in range(n)]
     parts = _parallel.each(_packs.check, tasks, workers, apart=True) if tasks else []
     of_file: dict[str, _packs.Counts] = {}
     for part in parts:

@@ -43,7 +43,9 @@ def main(cfg: dict[str, Any]) -> None:
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + weights)
     config = {"architectures": ["TinyForCausalLM"], "model_type": "tiny", "max_position_embeddings": 64}
     (model / "config.json").write_text(json.dumps({**config, "vocab_size": 4}))
-    (model / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {"one": 0}}}))
+    (model / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "WordLevel", "vocab": {"one": 0}, "unk_token": "one"}})
+    )
     payload.result(steps=steps, final_loss=round(loss, 4), rows_seen=rows)
 
 
