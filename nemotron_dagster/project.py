@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.errors import ConfigError, UsageError
 from nemotron_dagster.files import read_toml
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -55,11 +55,26 @@ def find_project(start: Path | None = None) -> Project:
 
     Outside any project the state is kept in ``NEMOTRON_HOME`` (default ``~/.nemotron``), so that a step runs from any
     directory without leaving files there.
+
+    Raises:
+        UsageError: the working directory is gone.
     """
     named = os.environ.get("NEMOTRON_PROJECT")
-    here = (start or (Path(named) if named else Path.cwd())).resolve()
+    here = (start or (Path(named) if named else working_directory())).resolve()
     root = next((d for d in (here, *here.parents) if _is_root(d)), None)
     home = os.environ.get("NEMOTRON_HOME")
     if home:
         return Project(root, Path(home).expanduser().resolve())
     return Project(root, root / ".nemotron" if root else Path.home() / ".nemotron")
+
+
+def working_directory() -> Path:
+    """Where the command was given.
+
+    Raises:
+        UsageError: that directory is gone.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as e:
+        raise UsageError("the working directory is gone. Change to one that is there.") from e

@@ -340,3 +340,23 @@ def test_a_linked_step_is_found_and_a_circle_of_links_ends(project: Path, tmp_pa
     catalog = load_catalog(Project(project, project))
     assert "demo/rows" in catalog.steps and not catalog.broken
     assert not [i for i in catalog.steps if "loop" in i]
+
+
+def test_a_working_directory_that_is_gone_is_named(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    for words in ("steps list", "steps run demo/rows -d", "env list"):
+        script = (
+            f"mkdir -p gone && cd gone && rmdir ../gone && exec {sys.executable} -m nemotron_dagster.cli.main {words}"
+        )
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and "working directory is gone" in done.stderr, done.stderr
+
+
+def test_a_dry_run_records_the_command_line_in_its_order(nemotron: Callable, project: Path) -> None:
+    words = ["n=3", "--flag", "sleep=0", "--", "x=y"]
+    done = nemotron("steps", "run", "-d", "demo/rows", *words[:3], "--json", *words[3:], cwd=project)
+    recorded = json.loads(done.stdout)["run"]["cli"]
+    assert recorded["argv"] == words
+    assert recorded["dotlist"] == ["n=3", "sleep=0"] and recorded["passthrough"] == ["--flag", "x=y"]

@@ -163,6 +163,7 @@ def _locks(
         environment=load_environment(project.root),
         inputs={port.name: subject.path},
         offered={n: str(local_path(r)) for n, r in others.items()},
+        submitting=False,
     )
     bound = {n: upstream(step, ports[n], r) for n, r in others.items() if n in spec.bound}
     return check_port(step, port, subject, spec.train, bound)

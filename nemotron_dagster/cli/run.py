@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,7 +25,7 @@ from nemotron_dagster.config.overrides import parse_dotlist, split_tokens
 from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.errors import JobFailed, PayloadNotBuilt, UsageError
 from nemotron_dagster.jobs.submission import compile_on
-from nemotron_dagster.project import Project, find_project
+from nemotron_dagster.project import Project, find_project, working_directory
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         offered={name: str(local_path(ref)) for name, ref in upstream(project, step).items()},
         allow_unknown=wanted.allow_unknown,
         argv=wanted.typed,
-        here=Path.cwd(),
+        here=working_directory(),
         submitting=submitting,
     )
     for note in spec.notes:
