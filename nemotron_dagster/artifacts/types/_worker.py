@@ -1,4 +1,4 @@
-"""What a process of ``_parallel`` runs. It imports little: starting takes as long as checking some tens of megabytes."""
+"""What a process of ``_parallel`` runs. It imports little: starting one takes as long as checking tens of megabytes."""
 
 from __future__ import annotations
 
