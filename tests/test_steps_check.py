@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,11 +36,9 @@ def check(root: Path, step_id: str | None = "demo/x") -> list[Finding]:
     return check_project(Project(root, root / ".nemotron"), step_id)
 
 
-def test_the_bundle_has_no_errors_and_is_checked_in_seconds() -> None:
-    began = time.process_time()
+def test_the_bundle_has_no_errors() -> None:
     found = check_project(Project(None, Path("/nonexistent")))
     assert [str(f) for f in found if f.level == "error"] == []
-    assert time.process_time() - began < 15
 
 
 def test_a_faultless_step_has_no_findings_and_nothing_is_written(root: Path) -> None:
