@@ -23,6 +23,6 @@ def test_curate_sft_and_eval_tiny_run_from_anywhere_and_feed_each_other(
     assert not list(elsewhere.iterdir())
     root = tmp_path / "home/.nemotron/artifacts"
     pointer = json.loads((root / "eval/model_eval/latest.json").read_text())
-    manifest = json.loads((Path(pointer["uri"]) / "artifact.json").read_text())
+    manifest = json.loads((root / "eval/model_eval" / pointer["uri"] / "artifact.json").read_text())
     assert [i["asset"] for i in manifest["inputs"]] == [["sft", "automodel"]]
     assert {s["task"] for s in manifest["facts"]["scores"]} == {"roman_numerals", "roman_numerals_choice"}

@@ -125,7 +125,7 @@ def test_eval_page_shows_before_and_after(visit: Visit) -> None:
     cells = visit.page.locator("table", has_text="before").last.locator("tr", has_text="spelling").locator("td")
     cells.nth(7).wait_for()
     assert [c.strip() for c in cells.all_inner_texts()] == [
-        *("spelling", "acc", "0.270", "+0.660 ± 0.036", "0.930", "0.018", "200", "0.250"),
+        *("spelling", "acc", "0.270", "+0.660 ± 0.036", "0.930", "0.018", "0.895 to 0.965", "200", "0.250"),
     ]
     visit.shot("scores")
 

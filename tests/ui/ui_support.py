@@ -110,7 +110,6 @@ class UI:
             "repositoryName": "__repository__",
             "pipelineName": "__ASSET_JOB",
             "assetSelection": [{"path": asset}],
-            "assetCheckSelection": [],
         }
         ops = {"__".join(asset): {"config": {"overrides": overrides}}}
         params = {"mode": "default", "selector": selector, "runConfigData": json.dumps({"ops": ops})}
