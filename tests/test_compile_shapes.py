@@ -10,7 +10,7 @@ from helpers import add_step
 from shapes import MOUNT, MOVED, SCRIPT, SHAPES, TOML, Shape
 
 from nemotron_dagster.catalog import Step, load_catalog
-from nemotron_dagster.config.compile import JobSpec, bind_output, compile_job, job_config
+from nemotron_dagster.config.compile import JobSpec, bind_output, compile_job
 from nemotron_dagster.config.profiles import Environment
 from nemotron_dagster.errors import ConfigError
 from nemotron_dagster.project import Project
@@ -67,19 +67,6 @@ def test_the_job_as_written_is_the_config_and_run_with_nothing_resolved(name: st
     assert (job["run"]["mode"], job["run"]["profile"]) == ("run" if case.profile else "local", case.profile)
     if name == "checkpoint-on-a-cluster":
         assert job["data"] == "${oc.env:PWD}/data" and job["run"]["env"]["mounts"][0] == MOUNT
-
-
-def test_the_job_as_written_needs_no_variable_and_no_value(shape: Step) -> None:
-    assert shape.runspec
-    (shape.runspec.config_dir / "open.yaml").write_text("a: ${oc.env:NEVER_SET}\nb: ???\nc: ${art:x,path}\n")
-    job = job_config(shape, "open", ["d=1"], passthrough=["--flag"], argv=["d=1", "--flag"])
-    assert {k: v for k, v in job.items() if k != "run"} == {
-        "a": "${oc.env:NEVER_SET}",
-        "b": "???",
-        "c": "${art:x,path}",
-        "d": 1,
-    }
-    assert job["run"]["cli"]["passthrough"] == ["--flag"]
 
 
 def test_everything_that_lacks_a_value_is_named_at_once(shape: Step) -> None:

@@ -25,7 +25,7 @@ from nemotron_dagster.config.resolve import mark, resolve_job
 from nemotron_dagster.errors import ConfigError
 from nemotron_dagster.project import find_project
 
-__all__ = ["JobSpec", "Relocation", "bind_output", "compile_job", "job_config"]
+__all__ = ["JobSpec", "Relocation", "bind_output", "compile_job"]
 
 
 @dataclass(frozen=True)
@@ -149,28 +149,6 @@ def compile_job(
         delivery=wanted(step, train, here),
         notes=tuple(notes),
     )
-
-
-def job_config(
-    step: Step,
-    config: str | None = None,
-    overrides: Iterable[str] = (),
-    *,
-    profile: str | None = None,
-    mode: str = "local",
-    environment: Environment | None = None,
-    passthrough: Iterable[str] = (),
-    argv: Iterable[str] | None = None,
-) -> dict[str, Any]:
-    """``JobSpec.job`` of a job that need not be complete: keys are not checked, no interpolation is resolved.
-
-    Raises:
-        ConfigError, ProfileError, UsageError: a file, a profile or an override cannot be read.
-    """
-    overrides, passthrough = tuple(overrides), tuple(passthrough)
-    file = config_path(step, config)
-    cli = _cli(config or file.stem, overrides, passthrough, argv)
-    return build_job(step, load_yaml(file), parse_dotlist(overrides), cli, profile, mode, environment or Environment())
 
 
 def bind_output(spec: JobSpec, port: Port, directory: Path) -> dict[str, Any]:
