@@ -100,32 +100,22 @@ def test_a_broken_project_never_writes_into_the_shell(tab: Tab, project: Path, l
     tab(f"nemotron {line}")  # asserts that it exits with 0 and that stderr is empty
 
 
-def test_tab_costs_a_quarter_of_a_second_at_most_and_imports_nothing_heavy(
-    environ: dict[str, str], project: Path
-) -> None:
+def test_tab_imports_nothing_heavy(environ: dict[str, str], project: Path) -> None:
     code = """
-import os, resource, sys
+import os, sys
 class Deny:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("dagster", "omegaconf", "pydantic", "rich", "nemo_run", "pyarrow"):
             os.write(1, f"imports {name}".encode())
 sys.meta_path.insert(0, Deny())
 from nemotron_dagster.cli.main import main
-try:
-    main()
-finally:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print("CPU", used.ru_utime + used.ru_stime)
+main()
 """
-    best = 9.0
-    for _ in range(5):  # the least of a few: other work on the machine inflates CPU time too
-        env = {**environ, "PYTHONPATH": str(REPO), "_NEMOTRON_COMPLETE": "bash_complete"}
-        env |= {"COMP_WORDS": "nemotron steps run sft/automodel -c tiny opt", "COMP_CWORD": "6"}
-        argv = [sys.executable, "-c", code]
-        done = subprocess.run(argv, cwd=project, env=env, capture_output=True, text=True, check=True)
-        assert "imports" not in done.stdout and "plain,optimizer" in done.stdout, done.stdout
-        best = min(best, float(done.stdout.split()[-1]))
-    assert best <= 0.25
+    env = {**environ, "PYTHONPATH": str(REPO), "_NEMOTRON_COMPLETE": "bash_complete"}
+    env |= {"COMP_WORDS": "nemotron steps run sft/automodel -c tiny opt", "COMP_CWORD": "6"}
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, cwd=project, env=env, capture_output=True, text=True, check=True)
+    assert "imports" not in done.stdout and "plain,optimizer" in done.stdout, done.stdout
 
 
 def answer(keys: list[tuple[str, str]], environment: dict[str, str], cwd: Path) -> None:

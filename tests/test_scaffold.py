@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,7 +70,6 @@ def test_a_new_project_passes_its_own_tests(nemotron: Nemotron, environ: dict[st
         "    nemotron pipelines run times_tables\n"
     )
     project, before = tmp_path / "my-lab", below(tmp_path / "my-lab")
-    began = time.monotonic()
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=project,
@@ -82,7 +80,6 @@ def test_a_new_project_passes_its_own_tests(nemotron: Nemotron, environ: dict[st
     )
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert "4 passed" in tested.stdout
-    assert time.monotonic() - began < 120
     assert below(project) == before
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +188,8 @@ def test_terminating_a_run_stops_its_job(visit: Visit) -> None:
     page = visit.open(f"/runs/{run_id}")
     page.get_by_role("button", name="Terminate").click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate|Yes")).click()
-    began = time.monotonic()
     assert finished(visit.ui, run_id) == "CANCELED"
     wait_for("the end of the job's processes", lambda: not processes_of_group(pid["child"]), 10)
-    assert time.monotonic() - began < 20
     assert json.loads((job / "exit.json").read_text())["cancelled"] is True
     visit.open(f"/runs/{run_id}").get_by_text("Canceled").first.wait_for()
     visit.shot("canceled")
