@@ -26,7 +26,6 @@ from _runtime.data_prep.progress import Progress
 from _runtime.data_prep.shards import Receipt, Task, Work
 from _runtime.payload import PayloadError
 
-
 SPLITS_FILE = "splits.json"
 
 
