@@ -23,7 +23,7 @@ from nemotron_dagster.jobs.board import Board
 from nemotron_dagster.jobs.ledger import Ledger, Order, Record, ledger, record_from
 from nemotron_dagster.jobs.target import JobHandle, State, Status
 
-ORDER = Order("demo/rows", "tiny", "d" * 64, "c" * 64, ("demo", "rows"), "raw_jsonl", ".", "/root", "/root/.staging/d")
+ORDER = Order("demo/rows", "tiny", "d" * 64, "c" * 64, ("demo", "rows"), "raw_jsonl", ".", "/data", "/data/.staging/d")
 
 
 def record(key: str, **fields: object) -> Record:

@@ -17,7 +17,7 @@ from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
 from nemotron_dagster.config.places import Relocation
 from nemotron_dagster.config.references import reveal
-from nemotron_dagster.config.secrets import looks_secret, redact
+from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import TargetError
 from nemotron_dagster.jobs.ledger import Order, Record
 from nemotron_dagster.jobs.submission import here, moved, submission
@@ -133,7 +133,7 @@ def follow_up(record: Record, number: int) -> Submission:
         ProfileError: a variable that a secret refers to is not set.
     """
     data = dict(record.job)
-    lacking = [name for name in data.pop("lacking", ()) if name]
+    lacking = [name for name in data.pop("secret_names") if name not in record.references]
     if lacking:
         raise TargetError(
             f"{record.key}: cannot be continued from here: {lacking[0]} is a secret that env.toml holds itself. Write "
@@ -182,7 +182,7 @@ def written(job: Submission) -> dict[str, Any]:
     """A submission as the ledger keeps it: names of its secrets, never their values."""
     data = {k: v for k, v in vars(job).items() if k != "secrets"}
     data["code"] = str(job.code) if job.code else None
-    data["env"] = {k: v for k, v in job.env.items() if not looks_secret(v)}
+    data["secret_names"] = sorted(job.secrets)
     return {**json.loads(json.dumps(data, default=str))}
 
 

@@ -24,7 +24,7 @@ from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.artifacts.store import Slot, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec
-from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, TargetError
+from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, ProfileError, TargetError
 from nemotron_dagster.jobs.board import board
 from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
 from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
@@ -109,7 +109,12 @@ def follow(
                 f"the job ended by {status.state.lower().replace('_', ' ')}; continuing in job "
                 f"{len(record.handles) + 1} of at most {record.max_chain}"
             )
-            handle = target.submit(follow_up(record, len(record.handles) + 1))
+            try:
+                job = follow_up(record, len(record.handles) + 1)
+            except (TargetError, ProfileError) as e:
+                reporter.note(str(e))
+                break
+            handle = target.submit(job)
             record = book.change(record.key, handle=handle)
             status = watch.until_ended(handle)
         ref = finish(target, book, record, status, step, watch.tail, reporter)
