@@ -1,6 +1,6 @@
 """A run that adopts a submission of another process: the run tag ``nemotron/adopt`` names its key.
 
-It compiles and submits nothing. It streams the job's whole log, and publishes what the job made or fails as the job did.
+It compiles and submits nothing. It streams the whole log, and publishes what the job made or fails as the job did.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
 
     @dg.asset(
         key=key,
+        pool=_pool(project, node),
         output_required=False,  # a run that adopts a job may find that another has recorded it
         check_specs=check_specs(key, step),
         ins={
@@ -131,7 +132,9 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
             try:
                 left = adopted(project, context, key)
                 if left is None:
-                    ref, used = _materialize(project, node, root, context, config, profile, inputs, reporter, locked, bond)
+                    ref, used = _materialize(
+                        project, node, root, context, config, profile, inputs, reporter, locked, bond
+                    )
                 else:
                     bond.adopts, locked = True, noted(left)
                     ref = publish_adopted(bond, left, step, reporter)
@@ -154,7 +157,9 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
                 if mine:
                     yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content), metadata=bond.metadata())
                 else:
-                    reporter.note("another run records what this job made; this one adds nothing to the asset's history")
+                    reporter.note(
+                        "another run records what this job made; this one adds nothing to the asset's history"
+                    )
             yield from lock_results(key, locked)
             yield from publication_results(key, step, ref, used, gone)
 
@@ -217,6 +222,20 @@ def _materialize(
     )
 
     return run_step(project, target, request, reporter, bond.submitted, bond.terminated, locked.extend), used
+
+
+def _pool(project: Project, node: Node) -> str | None:
+    """The concurrency pool of a node that always runs on one cluster: named by it; None where nobody is asked.
+
+    A profile that does not resolve here has none: the run tells what is wrong with it.
+    """
+    if node.profile is None:
+        return None
+    try:
+        cluster = make_target(project, node.profile, load_environment(project.root).profile(node.profile)).cluster
+    except NemotronError:
+        return None
+    return re.sub(r"[^A-Za-z0-9_]+", "_", cluster).strip("_") or None
 
 
 def _kinds(pipeline: Pipeline, step: Step) -> set[str]:

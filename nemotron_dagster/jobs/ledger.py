@@ -235,9 +235,7 @@ class Ledger:
     def locks(self) -> Path:
         return self.root / "locks"
 
-    def _folder(
-        self, name: str, limit: int | None = None, problems: list[str] | None = None
-    ) -> Iterator[Record]:
+    def _folder(self, name: str, limit: int | None = None, problems: list[str] | None = None) -> Iterator[Record]:
         files = []
         with suppress(FileNotFoundError):
             for entry in os.scandir(self.root / name):

@@ -96,7 +96,9 @@ def find(book: Ledger, name: str) -> Record:
         rows = "\n".join(f"    {r.key}  {r.order.step}  {r.phase}" for r in found[-10:])
         raise UsageError(f"{name}: fits {len(found)} submissions:\n{rows}\nGive more of the key.")
     newest = ", ".join(r.key for r in book.all(5)[-5:]) or "none at all"
-    raise UsageError(f"{name}: no submission has that key or job id. The newest: {newest}. See `nemotron runs list -a`.")
+    raise UsageError(
+        f"{name}: no submission has that key or job id. The newest: {newest}. See `nemotron runs list -a`."
+    )
 
 
 def located(project: Project, record: Record) -> Record:
