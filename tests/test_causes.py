@@ -119,7 +119,13 @@ WORDS = [
      "workers are out of shared memory. Please try to raise your shared memory limit: insufficient shared memory (shm)",
      "Shared memory (/dev/shm) is too small"),
     ("RuntimeError: [enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/3: file "
-     "write failed", "The disk is full"),
+     "write failed", "PyTorch could not write a file"),
+    ("[rank1]: RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598",
+     "PyTorch could not write a file on rank 1"),
+    ("OSError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/lustre/none'.",
+     "Hugging Face has no such repository"),
+    ("[rank0]: RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:29099. This is "
+     "typically caused by a remote worker crashing.", "Another process of the job ended first"),
     ("slurmstepd: error: *** JOB 66 ON n1 CANCELLED AT 2026-01-01T10:00:00 DUE TO TIME LIMIT ***",
      "The job reached its time limit"),
     ("slurmstepd: error: *** STEP 66.0 ON n1 CANCELLED AT 2026-01-01T10:00:00 DUE TO PREEMPTION ***",
@@ -214,6 +220,22 @@ srun: error: n1: task 0: Exited with exit code 1
     assert cause(0, log + "slurmstepd: error: *** JOB 1 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***", "TIMEOUT") == (
         f"{cause(0, '', 'TIMEOUT')} An error before that: {cause(1, log)}"
     )
+
+
+def test_a_killed_rank_wins_over_what_the_others_see_of_it() -> None:
+    peer = "[rank0]: RuntimeError: Connection closed by peer [127.0.0.1]:29099\n"
+    assert cause(1, f"{peer}  exitcode  : -9 (pid: 7)\n").startswith("A process was killed (SIGKILL)")
+    assert cause(137, peer).startswith("A process was killed (SIGKILL)")
+
+
+def test_the_error_is_quoted_not_the_code_that_raised_it() -> None:
+    log = """\
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "/x/torch/cuda/__init__.py", line 522, in _lazy_init
+[rank1]:     raise AssertionError("Torch not compiled with CUDA enabled")
+[rank1]: AssertionError: Torch not compiled with CUDA enabled
+"""
+    assert "on rank 1: `[rank1]: AssertionError: Torch" in cause(1, log)
 
 
 def test_a_handled_exception_is_not_the_cause_of_the_one_after_it() -> None:

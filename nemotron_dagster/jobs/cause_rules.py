@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: How sure a rule is: the scheduler's own word, an error, or what one error may do to other processes.
-VERDICT, ERROR, ECHO = 0, 1, 2
+#: How sure a rule is: the scheduler's own word, an error, what is an error at times, what follows another rank's error.
+VERDICT, ERROR, HINT, ECHO = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ GPU_MEMORY = (
 )
 _DISK = "The disk is full{where}{path}. Free space there, or write to another file system."
 _QUOTA = "The disk quota is used up{where}{path}. Free space there, or write to another file system."
+_CHECKPOINT = (
+    "PyTorch could not write a file{where}: `{line}`, most often for want of disk space or quota. Free space there, or "
+    "write to another file system."
+)
+_PEER = "Another process of the job ended first. Look for its error further up in the log, or on the other nodes."
 _MODULE = (
     "Python has no module `{module}`{where}. Install it in the job's environment: `startup_commands`, another image, "
     "or the step's environment."
@@ -167,8 +172,8 @@ RULES: tuple[Rule, ...] = (
         r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) is killed by signal: Killed",
         r"ArrowMemoryError|ray\.exceptions\.OutOfMemoryError",
     ),
-    *_rule(PERHAPS_MEMORY, r"^(?:\S+: line \d+: +\d+ )?Killed(?: |$)", r"exitcode +: -9 \(pid", level=ECHO),
-    *_rule(PERHAPS_MEMORY, r"srun: error: (?P<host>\S+): tasks? \S+: Killed", level=ECHO),
+    *_rule(PERHAPS_MEMORY, r"^(?:\S+: line \d+: +\d+ )?Killed(?: |$)", r"exitcode +: -9 \(pid", level=HINT),
+    *_rule(PERHAPS_MEMORY, r"srun: error: (?P<host>\S+): tasks? \S+: Killed", level=HINT),
     # Python's environment
     *_rule(_MODULE, r"^(?:ModuleNotFoundError|ImportError): No module named '(?P<module>[^']+)'"),
     *_rule(_MODULE, r"python[\d.]*: (?:Error while finding module specification.*|No module named )(?P<module>[\w.]+)"),
@@ -184,7 +189,12 @@ RULES: tuple[Rule, ...] = (
         r"No space left on device(?:: '(?P<path>[^']+)')?",
         r"StorageFull",
     ),
-    *_rule(_DISK, r"PytorchStreamWriter failed writing file", level=ECHO),
+    *_rule(
+        _CHECKPOINT,
+        r"PytorchStreamWriter failed writing file|RuntimeError: basic_ios::clear: iostream error",
+        r"inline_container\.cc:\d+\] \. unexpected pos",
+        level=HINT,
+    ),
     *_rule(_QUOTA, r"[Dd]isk quota exceeded(?:: '(?P<path>[^']+)')?"),
     # GPUs
     *_rule(
@@ -215,6 +225,7 @@ RULES: tuple[Rule, ...] = (
         _NO_REPOSITORY,
         r"Repository Not Found for url|(?:Repository|Revision|RemoteEntry|Dataset)NotFoundError",
         r"is not a local folder and is not a valid model identifier|Incorrect path_or_model_id",
+        r"Repo id must be in the form",
         r"does not appear to have a file named|doesn't exist on the Hub or cannot be accessed",
     ),
     *_rule(_TOKEN, r"\b401 Client Error.*huggingface\.co"),
@@ -242,7 +253,7 @@ RULES: tuple[Rule, ...] = (
     *_rule(
         _IMAGE,
         r"pyxis: (?:failed to import|failed to create container|container start failed|couldn't start container)",
-        level=ECHO,
+        level=HINT,
     ),
     # Slurm
     *_rule(
@@ -257,7 +268,7 @@ RULES: tuple[Rule, ...] = (
         r"^FileNotFoundError: \[Errno 2\] No such file or directory: '(?P<path>[^']+)'",
         r"can't open file '(?P<path>[^']+)': \[Errno 2\]",
     ),
-    *_rule(_FILE, r"^(?:[\w./-]+: )+(?:line \d+: )?'?(?P<path>/[^:']+)'?: No such file or directory", level=ECHO),
+    *_rule(_FILE, r"^(?:[\w./-]+: )+(?:line \d+: )?'?(?P<path>/[^:']+)'?: No such file or directory", level=HINT),
     *_rule(
         _PERMISSION,
         r"^PermissionError: \[Errno \d+\] [^:]+: '(?P<path>[^']+)'",
@@ -265,7 +276,7 @@ RULES: tuple[Rule, ...] = (
         r"(?P<path>/[^:\s]+): (?:Permission denied|Read-only file system)",
         r"Read-only file system: '(?P<path>[^']+)'",
     ),
-    *_rule(NO_COMMAND, r": command not found$", level=ECHO),
+    *_rule(NO_COMMAND, r": command not found$", level=HINT),
     # crashes
     *_rule(
         SEGFAULT,
@@ -289,4 +300,5 @@ RULES: tuple[Rule, ...] = (
         r"RendezvousTimeoutError|RendezvousConnectionError|Gloo connectFullMesh failed|DistNetworkError",
         level=ECHO,
     ),
+    *_rule(_PEER, r"Connection closed by peer \[|typically caused by a remote worker crashing", level=ECHO),
 )

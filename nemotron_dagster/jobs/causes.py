@@ -15,7 +15,7 @@ from pathlib import Path
 from nemotron_dagster.config.secrets import HIDDEN, is_secret, redact
 from nemotron_dagster.files import printable
 from nemotron_dagster.jobs import cause_rules
-from nemotron_dagster.jobs.cause_rules import ECHO, ERROR, RULES, VERDICT
+from nemotron_dagster.jobs.cause_rules import ECHO, ERROR, HINT, RULES, VERDICT
 
 _READ = 1 << 20  # bytes of a log that are looked at
 _WIDTH, _QUOTE, _LINES = 400, 200, 4000
@@ -25,6 +25,7 @@ _PREFIX = re.compile(r"^(?: *\d{1,5}: |\[(?:rank|default)?\d{1,5}\]:? ?|\([^()]{
 _RANK = re.compile(r"\[?\b[Rr]ank[ =:]?(\d{1,5})\b|^\[default(\d{1,5})\]|^ *(\d{1,5}): ")
 _HOST = re.compile(r"^([\w.-]+):\d+:\d+ \[\d+\] NCCL|(?:srun|slurmstepd)[^:]*: error: ([\w.-]+): task")
 _WARNING = re.compile(r"\b(?:WARNING|\w*Warning)\b|\[W\d{3,}")  # not WARN: NCCL's errors are called so
+_FRAME = re.compile(r'\s+File ".*", line \d+')
 _CONTEXT = "During handling of the above exception, another exception occurred:"
 #: The scheduler ended this attempt and may start another, whose output follows.
 _REQUEUED = re.compile(r"CANCELLED AT \S+ DUE TO (?:PREEMPTION|NODE FAILURE|JOB REQUEUE)")
@@ -74,7 +75,8 @@ def likely_cause(state: str, exit_code: int | None, tail: str) -> str | None:
         return verdict or error
     if exit_code in (128 + signal.SIGSEGV, -signal.SIGSEGV):
         return _filled(cause_rules.SEGFAULT)
-    return found.get(ECHO) or (_filled(_CODES[exit_code]) if exit_code in _CODES else None)
+    by_code = _filled(_CODES[exit_code]) if exit_code in _CODES else None
+    return found.get(HINT) or by_code or found.get(ECHO)
 
 
 def tail_of(log: bytes | Path, lines: int = 12) -> str:
@@ -123,12 +125,14 @@ def _found(tail: str) -> dict[int, str]:
     wholes = [_ESCAPES.sub("", x)[:2000] for x in re.split(r"[\r\n]+", tail[-_READ:])][-_LINES:]
     pairs = [(bare, whole) for whole in wholes if (bare := _bare(whole)).strip()]
     found: dict[int, str] = {}
+    quoted = False
     for i, (line, whole) in enumerate(pairs):
-        if _WARNING.search(whole):
+        quoted = bool(_FRAME.match(line)) or (quoted and line.startswith("    "))  # the code of a traceback's frame
+        if quoted or _WARNING.search(whole):
             continue
         context = i + 1 < len(pairs) and _CONTEXT in pairs[i + 1][0]
         for rule in RULES:
-            level = ECHO if context and rule.level == ERROR else rule.level
+            level = HINT if context and rule.level == ERROR else rule.level
             if match := rule.pattern.search(line):
                 if level <= ERROR and _AGAIN in found:
                     found.clear()  # of an attempt before this one
