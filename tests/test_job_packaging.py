@@ -315,6 +315,16 @@ def test_too_much_is_refused_with_the_largest_files(project: Path, tmp_path: Pat
     assert said[0].startswith("code: ") and file_there.name in said[0]
 
 
+def test_a_profiles_values_may_be_given_as_they_are(project: Path, tmp_path: Path) -> None:
+    own = Project(project, tmp_path)
+    step = load_catalog(own).steps["demo/rows"]
+    assert package(own, step, {"executor": "slurm", "partition": "p"}, tmp_path) == pack(project, tmp_path)
+    with pytest.raises(PreflightError, match="not a git repository"):
+        package(own, step, {"executor": "slurm", "packager": "git"}, tmp_path)
+    with pytest.raises(ProfileError, match="Did you mean packager"):
+        package(own, step, {"executor": "slurm", "packagr": "git"}, tmp_path)
+
+
 @pytest.mark.parametrize("change", ["rewritten", "shorter", "gone", "a pipe"])
 def test_a_file_that_changes_while_it_is_packed_is_an_error_and_leaves_nothing(
     change: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

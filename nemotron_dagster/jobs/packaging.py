@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.jobs import archive, project_code
 from nemotron_dagster.jobs.archive import Entry
 from nemotron_dagster.jobs.git_code import git_state
 from nemotron_dagster.jobs.project_code import enters, stays
+from nemotron_dagster.jobs.target import parse_settings
 from nemotron_dagster.project import Project
 
 if TYPE_CHECKING:
@@ -35,19 +36,23 @@ _WHOLE = ("step.toml", "__init__.py")
 def package(
     project: Project,
     step: Step,
-    settings: CommonSettings,
+    settings: CommonSettings | Mapping[str, Any],
     into: Path,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """The archive of the code that travels with the step's job: ``<into>/<sha256[:16]>.tar.gz``.
 
     The same code gives the same file, byte for byte, wherever and whenever it is packed; the name is the digest of its
-    bytes, so that one that is on the target already need not travel again. ``say`` is told how much it is.
+    bytes, so that one that is on the target already need not travel again. ``settings`` may be a profile's values as
+    they are (``JobSpec.environment``). ``say`` is told how much code it is.
 
     Raises:
         PreflightError: code that is not committed, is too much, changed meanwhile, links to what does not travel, or
             could not be read.
+        ProfileError: values that are none of a profile.
     """
+    if isinstance(settings, Mapping):
+        settings = parse_settings(project, None, settings)[1]
     with _scratch() as scratch:
         found = _merged(_layers(project, step, settings, scratch))
         archive.check_links(found)
