@@ -21,9 +21,10 @@ from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecuti
 from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
-from nemotron_dagster.jobs.run import Request, code_digest, run_step
+from nemotron_dagster.jobs.ledger import Record
+from nemotron_dagster.jobs.run import Request, cancel, code_digest, run_step
 from nemotron_dagster.jobs.submission import compile_on
-from nemotron_dagster.jobs.target import JobHandle, make_target
+from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
 from nemotron_dagster.project import Project
 
@@ -184,11 +185,13 @@ def _materialize(
     for port, ref in used.items():
         reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
     target = make_target(project, name, spec.environment)
-    submitted: list[JobHandle] = []
+    submitted: list[Record] = []
 
-    def record(handle: JobHandle) -> None:
-        submitted.append(handle)
-        context.log.info(f"job {handle.key} on {handle.target}: {handle.directory}")
+    def record(found: Record) -> None:
+        submitted.append(found)
+        handle = found.handle
+        assert handle is not None
+        context.log.info(f"job {found.key} on {handle.target}: {handle.directory}")
         context.instance.add_run_tags(context.run.run_id, {_JOB_TAG + node.name: json.dumps(handle.as_dict())})
 
     tags = context.run.tags
@@ -199,6 +202,7 @@ def _materialize(
         identity=(context.run.root_run_id if retried else None) or context.run.run_id,
         inputs=used,
         artifact_root=root,
+        run=context.run.run_id,
     )
 
     def terminated() -> bool:
@@ -210,7 +214,7 @@ def _materialize(
     except DagsterExecutionInterruptedError:
         # If only the worker dies, the job stays for its successor to adopt.
         if submitted and (terminal() is not None or terminated()):
-            target.cancel(submitted[-1])
+            cancel(project, target, submitted[-1])
         raise
     except Cancelled as e:
         if terminated():

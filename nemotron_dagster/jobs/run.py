@@ -1,6 +1,6 @@
 """One step run, from compiled spec to published artifact. Knows nothing of Dagster.
 
-preflight  ->  submit (or adopt)  ->  watch  ->  validate, picture, publish
+preflight  ->  ledger  ->  submit (or adopt)  ->  watch  ->  validate, picture, publish
 """
 
 from __future__ import annotations
@@ -10,48 +10,44 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from nemotron_dagster import artifacts
-from nemotron_dagster.artifacts import delivery, fingerprints
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.localize import local_path
-from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, tally, write_json
+from nemotron_dagster.artifacts.manifest import ArtifactRef, write_json
 from nemotron_dagster.artifacts.places import scratch
 from nemotron_dagster.artifacts.port_locks import Result
-from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside, slot
+from nemotron_dagster.artifacts.store import Slot, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
+from nemotron_dagster.config.places import Relocation
 from nemotron_dagster.config.secrets import redact
-from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
+from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, TargetError
+from nemotron_dagster.jobs.board import board
 from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
-from nemotron_dagster.jobs.submission import gpus_per_node, here, interpreter, node_count, submission, variables
-from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
+from nemotron_dagster.jobs.ledger import OPEN, Ledger, Order, Record, ledger
+from nemotron_dagster.jobs.messages import Reporter
+from nemotron_dagster.jobs.publish import finish, slot_of
+from nemotron_dagster.jobs.submission import (
+    gpus_per_node,
+    here,
+    moved,
+    node_count,
+    payload_python,
+    references,
+    submission,
+    variables,
+)
+from nemotron_dagster.jobs.target import State, Target, relocation_of
+from nemotron_dagster.jobs.watch import Watch
 from nemotron_dagster.project import Project, bundled
 
 if TYPE_CHECKING:
     from nemotron_dagster.artifacts.places import Place
-
-_POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
-_ASK = 2.0  # seconds between two questions whether the run is still wanted: each is a query of Dagster's database
-NOT_BUILT, BAD_INPUT = 9, 3  # exit codes of steps/_runtime/payload.py
-
-
-class Reporter(Protocol):
-    """Who watches the run: the CLI's live line, or Dagster's log."""
-
-    def note(self, text: str) -> None:
-        """A fact worth a line: adopted, inputs, where things lie."""
-
-    def log(self, data: bytes) -> None:
-        """A piece of the job's own output."""
-
-    def progress(self, step: int | None, total: int | None, metrics: Mapping[str, float]) -> None:
-        """The job's latest progress message."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,9 @@ class Request:
         identity: root run id: a retry of the run has the same one, a deliberate new run another.
         inputs: port name -> upstream artifact.
         artifact_root: where managed artifacts live.
+        detached: nobody will watch it; a sensor or `nemotron runs sync` publishes what it makes.
+        new: do not adopt a job of the very same spec that another run has left or is watching.
+        run: id of the Dagster run.
     """
 
     spec: JobSpec
@@ -71,12 +70,15 @@ class Request:
     inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
     artifact_root: Place = Path()
     partition: str | None = None
+    detached: bool = False
+    new: bool = False
+    run: str | None = None
 
 
-def job_key(request: Request) -> str:
-    """The digest that names the submission: (asset, partition, root run, compiled spec)."""
+def job_key(request: Request, attempt: int = 0) -> str:
+    """The digest that names the submission: (asset, partition, root run, compiled spec), and which try it is."""
     body = [list(request.asset), request.partition, request.identity, request.spec.digest]
-    return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([*body, *([attempt] if attempt else [])]).encode()).hexdigest()[:20]
 
 
 def run_step(
@@ -84,34 +86,63 @@ def run_step(
     target: Target,
     request: Request,
     reporter: Reporter,
-    submitted: Callable[[JobHandle], None] = lambda handle: None,
+    submitted: Callable[[Record], None] = lambda record: None,
     unwanted: Callable[[], bool] = lambda: False,
     locked: Callable[[list[Result]], None] = lambda results: None,
 ) -> ArtifactRef:
     """Run one step and publish its artifact.
 
-    ``locked`` is told what the step's locks say, ``submitted`` the job's handle before it is watched; once
+    ``locked`` is told what the step's locks say, ``submitted`` the submission before it is watched; once
     ``unwanted`` is true the job is cancelled.
 
     Raises:
         PayloadNotBuilt, PreflightError, ArtifactError: refused; nothing was submitted.
         JobFailed, Cancelled: the job ended badly; its log is kept, a resumable step continues next time.
+        TargetError: the target refused the job, or could not be reached for long.
     """
-    spec = request.spec
-    handle, place = submit(project, target, request, reporter, locked)
-    submitted(handle)
-    status = watch(target, handle, place, reporter, unwanted)
-    if status.state is State.CANCELLED:
-        raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
-    if status.state is not State.SUCCEEDED:
-        raise _failure(spec.step, handle, place, status)
-    if not isinstance(place.final, Path):
-        reporter.note(f"publishing to {place.final}")
-    with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
-        ref = publish_output(request, handle, place)
-    if spec.delivery is not None:
-        path = delivery.deliver(spec.delivery, ref)
-        reporter.log(f"{delivery.said(path, ref)}\n".encode())
+    record = submit(project, target, request, reporter, locked)
+    submitted(record)
+    return follow(project, target, record, reporter, unwanted, request.spec.step, request.run)
+
+
+def follow(
+    project: Project,
+    target: Target,
+    record: Record,
+    reporter: Reporter,
+    unwanted: Callable[[], bool] = lambda: False,
+    step: Step | None = None,
+    run: str | None = None,
+) -> ArtifactRef:
+    """Watch a submission to its end and publish its artifact; a step that can resume goes on in follow-up jobs.
+
+    Raises:
+        As ``run_step``.
+    """
+    book = ledger(project.state)
+    if run is not None:
+        record = book.change(record.key, run=run)
+    handle = record.handle
+    assert handle is not None
+    place = slot_of(record.order, record.key)
+    cursor = book.root / "cursors" / f"{record.key}-{run}.json" if run and target.cluster else None
+    if cursor is not None:
+        cursor.parent.mkdir(parents=True, exist_ok=True)
+    watch = Watch(target, board(project.state, book), place, reporter, unwanted, cursor)
+    with book.watched(record.key):
+        status = watch.until_ended(handle)
+        while status.state.interrupted and record.order.resumable and len(record.handles) < record.max_chain:
+            target.release(handle)
+            reporter.note(
+                f"the job ended by {status.state.lower().replace('_', ' ')}; continuing in job "
+                f"{len(record.handles) + 1} of at most {record.max_chain}"
+            )
+            handle = target.submit(follow_up(record, len(record.handles) + 1))
+            record = book.change(record.key, handle=handle)
+            status = watch.until_ended(handle)
+        ref = finish(target, book, record, status, step, watch.tail, reporter)
+    if cursor is not None:
+        cursor.unlink(missing_ok=True)
     return ref
 
 
@@ -121,9 +152,13 @@ def submit(
     request: Request,
     reporter: Reporter,
     locked: Callable[[list[Result]], None] = lambda results: None,
-) -> tuple[JobHandle, Slot]:
-    """Check everything that can be checked before anything runs, then submit or adopt."""
-    spec, step, key = request.spec, request.spec.step, job_key(request)
+) -> Record:
+    """Check everything that can be checked before anything runs, then submit or adopt.
+
+    Raises:
+        As ``run_step``.
+    """
+    spec, step = request.spec, request.spec.step
     if not step.ready:
         raise PayloadNotBuilt(
             f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
@@ -138,104 +173,79 @@ def submit(
     results = check_locks(spec, check_inputs(spec, request.inputs))
     locked(results)
     refuse(step, results)
+    book = ledger(project.state)
+    key, known = _attempt(book, request)
     place = _slot(request, key)
     check_hardware(target, spec)
     variables(spec)  # a secret that is not set is told before anything is built
-    python = interpreter(project, spec, reporter.note)
+    relocation = relocation_of(project, spec.profile, spec.environment, step.runspec.image if step.runspec else None)
+    python = payload_python(project, spec, target, relocation is not None, reporter.note)
     code = code_digest(step)
     with _claimed(request.artifact_root, place):
-        if (found := _earlier(target, place, code)) is not None:
+        if known is None and not request.new:
+            known = _earlier(book, target, place, code)
+        if known is not None and (found := _adopt(book, target, known)) is not None:
             reporter.note(f"adopting job {found.key}, which an earlier start of this very spec left behind")
-            return found, _slot(request, found.key)
+            return found
+        if (not request.new and _occupied(book, place)) or request.new:
+            place = replace(place, staging=place.staging.with_name(f"{place.staging.name}-{key}"))
         if place.staging.exists() and not step.resumable:
             shutil.rmtree(place.staging)
         if place.output.is_dir() and any(place.output.iterdir()):
             reporter.note("continuing from what an earlier, unfinished job of this spec left behind")
         place.output.mkdir(parents=True, exist_ok=True)
-        config = bind_output(spec, step.produces[0], place.output)
-        directory = target.job_directory(key)
+        record = _record(project, target, request, key, place, code, results)
         inputs = [ref.uri for ref in request.inputs.values()]  # `artifacts gc` leaves them alone
-        write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code, "inputs": inputs})
-        layout = here(project, spec, directory, place.output, place.messages)
-        handle = target.submit(submission(spec, key, python, layout, config))
-    return handle, place
+        owner = {"key": key, "record": str(book.root / "open" / f"{key}.json"), "code": code, "inputs": inputs}
+        write_json(place.owner, owner)
+        job = _submission(project, target, request, key, place, python, relocation)
+        record = book.put(replace(record, job=_written(job), references=references(spec)))
+        try:
+            handle = target.submit(job)
+        except (PreflightError, TargetError) as e:
+            if target_refused(e):
+                book.change(key, phase="failed", error=str(e))
+            raise
+        return book.change(key, phase="submitted", handle=handle)
 
 
-def watch(target: Target, handle: JobHandle, place: Slot, reporter: Reporter, unwanted: Callable[[], bool]) -> Status:
-    """Stream the job's log and progress until it ends; its final status."""
-    offset = sent = 0
-    pause = _POLL[0]
-    asked = time.monotonic()
-    while True:
-        if time.monotonic() - asked > _ASK:
-            asked = time.monotonic()
-            if unwanted():
-                target.cancel(handle)
-        status = target.statuses([handle])[handle.key]
-        while chunk := target.read_log(handle, offset):
-            offset += len(chunk)
-            reporter.log(chunk)
-            pause = _POLL[0]
-        sent = _progress(place, sent, reporter)
-        if status.state.final:
-            return status
-        time.sleep(pause)
-        pause = min(pause * 1.5, _POLL[1])
-
-
-def publish_output(request: Request, handle: JobHandle, place: Slot) -> ArtifactRef:
-    """Validate what the job wrote, draw it, and publish it.
+def cancel(project: Project, target: Target, record: Record) -> None:
+    """Stop the job that a submission runs now.
 
     Raises:
-        ArtifactError: the output is not a valid artifact; it is set aside for a look, and the next run starts afresh.
+        TargetError: the target could not be reached; the job goes on.
     """
-    from nemotron_dagster.artifacts.describe import draw, headline
+    now = ledger(project.state).get(record.key) or record
+    if now.handle is not None:
+        target.cancel(now.handle)
 
-    spec, port = request.spec, request.spec.step.produces[0]
-    if not place.output.is_dir() and (found := published(place)) is not None:
-        return found  # another process that adopted the same job has published it
-    inner = _real(place.output, port.path)
-    try:
-        facts = artifacts.validate(port.type, place.output / inner)
-    except ArtifactError as e:
-        aside = set_aside(place)
-        raise ArtifactError(
-            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n"
-            f"{str(e).replace(str(place.output), str(aside))}\nIt lies in {aside} for a look."
-        ) from e
-    messages = read_messages(place.messages)
-    reported: dict[str, Any] = {}
-    for message in messages:
-        if message.get("type") == "result":
-            reported |= message.get("facts", {})
-    facts["pictures"] = draw(port.type, place.output, facts, reported, messages)
-    files, content, size = tally(place.output, place.digests)
-    manifest = Manifest(
-        type=port.type,
-        producer=spec.step.id,
-        step=spec.step.id,
-        partition=request.partition,
-        asset=list(request.asset),
-        key=handle.key,
-        path=inner,
-        config=spec.config,
-        config_digest=spec.digest,
-        code_digest=json.loads(place.owner.read_text(encoding="utf-8"))[
-            "code"
-        ],  # of what ran, not of what lies there now
-        inputs=_lineage(request),
-        facts=facts,
-        reported=reported,
-        files=files,
-        content=content,
-        bytes=size,
-        created=now(),
-        job=handle.as_dict(),
-        settings=json.loads(json.dumps(redact(spec.train), default=str)),
-        counts=fingerprints.counts(len(files), headline(port.type, facts, reported)),
-    )
-    known = fingerprints.of(facts, reported, [vars(r.manifest) for r in request.inputs.values()])
-    return publish(place, replace(manifest, **known))
+
+def target_refused(error: Exception) -> bool:
+    """Whether a target said no, so that nothing was submitted; else it may have been, and the ledger stays open."""
+    return isinstance(error, PreflightError) or bool(getattr(error, "refused", False))
+
+
+def follow_up(record: Record, number: int) -> Any:
+    """The next job of a walltime chain: the same one under another key.
+
+    Raises:
+        ProfileError: a variable that a secret refers to is not set.
+    """
+    from nemotron_dagster.config.references import reveal
+    from nemotron_dagster.jobs.target import Submission
+
+    data = dict(record.job)
+    lacking = [name for name in data.pop("lacking", ()) if name]
+    if lacking:
+        raise TargetError(
+            f"{record.key}: cannot be continued from here: {lacking[0]} is a secret that env.toml holds itself. Write "
+            f'"${{oc.env:{lacking[0]}}}" there.'
+        )
+    for name in ("argv", "mounts", "startup", "visible"):
+        data[name] = tuple(data[name])
+    data["code"] = Path(data["code"]) if data.get("code") else None
+    secrets = {k: reveal(v) for k, v in record.references.items()}
+    return replace(Submission(**data, secrets=secrets), key=f"{record.key}-{number}")
 
 
 def code_digest(step: Step) -> str:
@@ -249,21 +259,6 @@ def code_digest(step: Step) -> str:
     return state.hexdigest()
 
 
-def read_messages(file: Path) -> list[dict[str, Any]]:
-    """The payload's messages so far; a line that is still being written is left out."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    messages = []
-    for line in lines:
-        try:
-            messages.append(json.loads(line))
-        except ValueError:
-            continue
-    return messages
-
-
 def check_hardware(target: Target, spec: JobSpec) -> None:
     """Refuse a job that needs more than the target offers.
 
@@ -274,20 +269,20 @@ def check_hardware(target: Target, spec: JobSpec) -> None:
     if offered is None:
         return
     needed, nodes, workdir = gpus_per_node(spec), node_count(spec), spec.step.runspec and spec.step.runspec.workdir
-    if nodes > offered.nodes:
+    if offered.nodes is not None and nodes > offered.nodes:
         raise PreflightError(
-            f"{spec.step.id} -c {spec.config} needs {nodes} nodes; this target has {offered.nodes}. "
+            f"{spec.step.id} -c {spec.config} needs {nodes} nodes; {offered.where} has {offered.nodes}. "
             "Use -c tiny, a profile of a cluster (-r PROFILE), or run.env.nodes=1."
         )
-    if workdir and not Path(workdir).is_dir():
+    if workdir and not target.cluster and not Path(workdir).is_dir():
         raise PreflightError(
             f"{spec.step.id} runs in {workdir}, which is not on this machine: it is part of its container image. "
             "Use a profile that runs containers (-r PROFILE)."
         )
-    if needed > offered.gpus_per_node:
+    if offered.gpus_per_node is not None and needed > offered.gpus_per_node:
         raise PreflightError(
-            f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node; this target has {offered.gpus_per_node}. "
-            "Use -c tiny, a profile with GPUs (-r PROFILE), or run.env.gpus_per_node=N."
+            f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node; {offered.where} has "
+            f"{offered.gpus_per_node}. Use -c tiny, a profile with GPUs (-r PROFILE), or run.env.gpus_per_node=N."
         )
 
 
@@ -311,49 +306,153 @@ def _claimed(root: Place, place: Slot) -> Iterator[None]:
         os.close(lock)
 
 
-def _earlier(target: Target, place: Slot, code: str) -> JobHandle | None:
-    """The job that writes to this staging directory now, or has finished there and was never published."""
+def _attempt(book: Ledger, request: Request) -> tuple[str, Record | None]:
+    """The key of this try, and the submission that has it already: a retry adopts what runs or has succeeded."""
+    attempt = 0
+    while True:
+        key = job_key(request, attempt)
+        record = book.get(key)
+        if record is None or record.phase not in ("failed", "cancelled"):
+            return key, record
+        attempt += 1
+
+
+def _earlier(book: Ledger, target: Target, place: Slot, code: str) -> Record | None:
+    """The submission that writes to this staging directory now, or has finished there and was never published."""
     try:
         owner = json.loads(place.owner.read_text(encoding="utf-8"))
-        same = owner.pop("code", None) == code
-        owner.pop("inputs", None)
-        found = target.find(JobHandle(**owner).key)
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        record = book.get(str(owner["key"]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    if found is None:
+    if record is None or record.phase not in OPEN or record.cluster != target.cluster:
         return None
-    state = target.statuses([found])[found.key].state
-    return found if not state.final or (state is State.SUCCEEDED and same) else None
+    if record.handle is None:
+        return record if owner.get("code") == code else None
+    state = target.statuses([record.handle])[record.handle.key].state
+    return record if not state.final or (state is State.SUCCEEDED and owner.get("code") == code) else None
 
 
-def _progress(place: Slot, seen: int, reporter: Reporter) -> int:
-    messages = read_messages(place.messages)
-    for message in messages[seen:]:
-        if message.get("type") == "progress":
-            reporter.progress(message.get("step"), message.get("total"), message.get("metrics") or {})
-    return len(messages)
+def _adopt(book: Ledger, target: Target, record: Record) -> Record | None:
+    """The submission with the job it has; None where its submitter died before there was one."""
+    if record.handle is not None:
+        return record
+    handle = target.find(record.key)
+    return book.change(record.key, phase="submitted", handle=handle) if handle is not None else None
 
 
-def _failure(step: Step, handle: JobHandle, place: Slot, status: Status) -> Exception:
-    """The error of a failed job: the payload's own words where it left some, else the end of its log."""
-    began = place.owner.stat().st_mtime - 1 if place.owner.exists() else 0.0
-    told = [m for m in read_messages(place.messages) if m.get("type") == "error" and m.get("time", 0) >= began]
-    log = Path(handle.directory, "log")
-    if told and status.exit_code in (BAD_INPUT, NOT_BUILT):
-        last = told[-1]
-        recovery = last.get("recovery") or next(
-            (e["recovery"] for e in step.errors if e.get("name") == last.get("name")), ""
-        )
-        kind = PayloadNotBuilt if status.exit_code == NOT_BUILT else JobFailed
-        return kind(f"{step.id}: {last.get('message')}\n{recovery}".strip() + f"\nLog: {log}")
-    tail = ""
-    if log.is_file():
-        tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-12:])
-    how = status.reason or f"exit code {status.exit_code}"
-    again = (
-        "Run it again to continue from its last checkpoint." if step.resumable else "Mend the cause and run it again."
+def _occupied(book: Ledger, place: Slot) -> bool:
+    """Whether another open submission still writes to this staging directory."""
+    try:
+        owner = json.loads(place.owner.read_text(encoding="utf-8"))
+        record = book.get(str(owner["key"]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return False
+    return record is not None and record.phase in OPEN and not book.orphaned(record.key)
+
+
+def _record(
+    project: Project,
+    target: Target,
+    request: Request,
+    key: str,
+    place: Slot,
+    code: str,
+    locks: list[Result],
+) -> Record:
+    spec, port = request.spec, request.spec.step.produces[0]
+    environment = spec.environment
+    given = spec.delivery
+    order = Order(
+        step=spec.step.id,
+        config=spec.config,
+        digest=spec.digest,
+        code=code,
+        asset=request.asset,
+        type=port.type,
+        path=port.path,
+        root=str(request.artifact_root),
+        staging=str(place.staging),
+        partition=request.partition,
+        output=str(spec.explicit_output) if spec.explicit_output else None,
+        inputs=tuple(_lineage(request)),
+        known=tuple(_known(r) for r in request.inputs.values()),
+        settings=json.loads(json.dumps(redact(spec.train), default=str)),
+        delivery={"key": given.key, "path": str(given.path), "force": given.force} if given else None,
+        resumable=spec.step.resumable,
+        locks=tuple(asdict(r) for r in locks),
     )
-    return JobFailed(f"{step.id}: the job failed ({how}).\n{tail}\nLog: {log}. {again}")
+    private = ("env_vars", "startup_commands", "run_command", "setup_lines")
+    own = {k: v for k, v in environment.items() if k not in private}
+    return Record(
+        key=key,
+        profile=spec.profile,
+        executor=str(environment.get("executor") or "local"),
+        cluster=target.cluster,
+        settings=json.loads(json.dumps(redact(own), default=str)),
+        order=order,
+        detached=request.detached,
+        max_chain=int(environment.get("max_chain") or 1),
+        runs=(request.run,) if request.run else (),
+    )
+
+
+def _submission(
+    project: Project,
+    target: Target,
+    request: Request,
+    key: str,
+    place: Slot,
+    python: str,
+    relocation: Relocation | None,
+) -> Any:
+    """The job as the target gets it: its layout there, its inputs and its code brought there."""
+    spec = request.spec
+    if relocation is None:
+        layout = here(project, spec, Path(target.job_directory(key)), place.output, place.messages)
+    else:
+        layout = moved(spec, relocation, key)
+        if target.shares_files:
+            layout = replace(layout, output=str(place.output), messages=str(place.messages))
+    config = bind_output(spec, spec.step.produces[0], Path(layout.output))
+    used = {local_path(ref): ref.manifest.content for ref in request.inputs.values()}
+    sent = target.send(used)
+    config = with_paths(config, {str(k): v for k, v in sent.items()})
+    job = submission(spec, key, python, layout, config)
+    if relocation is None:
+        return job
+    visible = (str(place.staging), *(str(p) for p in used)) if target.shares_files else ()
+    return replace(job, visible=visible, code=_code(project, spec))
+
+
+def _code(project: Project, spec: JobSpec) -> Path | None:
+    from nemotron_dagster.jobs.packaging import package
+
+    return package(project, spec.step, spec.environment, project.state / "code")
+
+
+def with_paths(value: Any, moved: Mapping[str, str]) -> Any:
+    """``value`` with every path at or below one of ``moved`` replaced by where it lies on the target."""
+    if not moved:
+        return value
+    if isinstance(value, Mapping):
+        return {k: with_paths(v, moved) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_paths(v, moved) for v in value]
+    if isinstance(value, str):
+        for old, new in moved.items():
+            if value == old or value.startswith(f"{old}/"):
+                return new + value[len(old) :]
+    return value
+
+
+def _written(job: Any) -> dict[str, Any]:
+    """A submission as the ledger keeps it: names of its secrets, never their values."""
+    from nemotron_dagster.config.secrets import looks_secret
+
+    data = {k: v for k, v in vars(job).items() if k != "secrets"}
+    data["code"] = str(job.code) if job.code else None
+    data["env"] = {k: v for k, v in job.env.items() if not looks_secret(v)}
+    return {**json.loads(json.dumps(data, default=str))}
 
 
 def _slot(request: Request, key: str) -> Slot:
@@ -371,9 +470,7 @@ def _lineage(request: Request) -> list[dict[str, Any]]:
     return rows
 
 
-def _real(output: Path, path: str) -> str:
-    """``path`` below ``output`` with symlinks (LATEST) resolved, as a relative path."""
-    try:
-        return (output / path).resolve(strict=True).relative_to(output.resolve()).as_posix()
-    except (FileNotFoundError, ValueError):
-        return path
+def _known(ref: ArtifactRef) -> dict[str, Any]:
+    """What an artifact made from this one takes over from its manifest."""
+    manifest = ref.manifest
+    return {"tokenizer": manifest.tokenizer, "chat_template": manifest.chat_template}
