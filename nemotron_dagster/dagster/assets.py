@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 import pydantic
 
-from nemotron_dagster.artifacts.localize import local_path
+from nemotron_dagster.artifacts.localize import bound_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.catalog import Catalog, Step
@@ -165,7 +165,7 @@ def _materialize(
     environment = load_environment(project.root)
     name = config.profile or context.run.tags.get("nemotron/profile") or node.profile or profile.name
     given = {port: ref for port, ref in inputs.items() if ref is not None}
-    upstream = {port: str(local_path(ref)) for port, ref in given.items()}
+    upstream = {p.name: str(bound_path(p, given[p.name])) for p in node.step.consumes if p.name in given}
     in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
     paths = {p.bind: node.paths[p.name] for p in node.step.consumes if p.bind and p.name in node.paths}
     spec = compile_on(
