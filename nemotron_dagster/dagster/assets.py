@@ -23,7 +23,8 @@ from nemotron_dagster.dagster.live import DagsterReporter, terminal
 from nemotron_dagster.dagster.partitions import one_partition
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
 from nemotron_dagster.jobs.ledger import Record
-from nemotron_dagster.jobs.run import Request, cancel, code_digest, run_step
+from nemotron_dagster.jobs.prepare import Request, code_digest
+from nemotron_dagster.jobs.run import cancel, run_step
 from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
