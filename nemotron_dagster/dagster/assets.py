@@ -16,7 +16,7 @@ from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
-from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results
+from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results, unpublished_results
 from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecutionInterruptedError
 from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
@@ -142,7 +142,8 @@ def _asset(
             if screen:
                 screen.finished(name, error)
         if error is not None:
-            yield from lock_results(key, locked if any(r.refuses for r in locked) else [])
+            part = context.partition_key if context.has_partition_key else None
+            yield from unpublished_results(key, step, locked, inputs, root, part, error)
             raise failure(error) from error
         yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content))
         yield from lock_results(key, locked)
