@@ -56,11 +56,11 @@ def _build(project: Project, partitions: tuple[tuple[str, dg.PartitionsDefinitio
         for p in pipelines
         if p.name != CATALOG
     ]
-    keys = frozenset(n.key for p in pipelines for n in p.nodes.values())
+    ours = frozenset(n.key for p in pipelines for n in p.nodes.values())
     return dg.Definitions(
         assets=[*assets, *broken_steps(catalog)],
         jobs=jobs,
-        sensors=[detached_jobs(project, keys)],
+        sensors=[detached_jobs(project, ours)],
         resources={
             **io_managers(catalog.types, root),
             **profile_resources(project, load_environment(project.root)),
