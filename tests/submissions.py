@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,14 @@ def materialized_keys(project: Path, asset: str = "demo/rows") -> list[str]:
         assert row.asset_materialization is not None
         found.append(str(row.asset_materialization.metadata["nemotron/job/key"].value))
     return found
+
+
+def end_jobs(project: Path) -> None:
+    """Kill what jobs of the project a test has left running."""
+    for file in (project / ".nemotron/jobs").glob("*/pid.json"):
+        if not (file.parent / "exit.json").exists():
+            with suppress(ProcessLookupError):
+                os.killpg(json.loads(file.read_text())["child"], signal.SIGKILL)
 
 
 def until(what: Callable[[], Any], seconds: float = 60) -> Any:

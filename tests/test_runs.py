@@ -8,19 +8,20 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from submissions import book, ended, records, until, yard
+from submissions import book, end_jobs, ended, records, until, yard
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def site(project: Path, tmp_path: Path) -> Path:
+def site(project: Path, tmp_path: Path) -> Iterator[Path]:
     yard(project, tmp_path / "site")
-    return tmp_path / "site"
+    yield tmp_path / "site"
+    end_jobs(project)
 
 
 def submit(nemotron: Run, project: Path, *args: str, profile: str = "lap") -> str:
@@ -39,7 +40,7 @@ def test_a_job_is_listed_shown_followed_and_closed_without_dagster(
     table = nemotron("runs", "list", cwd=project)
     assert table.returncode == 0 and not table.stderr
     head, *lines = table.stdout.splitlines()
-    assert head.split() == "KEY STEP PROFILE STATE EXIT AGE ELAPSED GPUS RUN".split()
+    assert head.split() == ["KEY", "STEP", "PROFILE", "STATE", "EXIT", "AGE", "ELAPSED", "GPUS", "RUN"]
     assert [line.split()[0] for line in lines] == [first[:8], second[:8]], "the newest last, keys short"
     assert "SUCCEEDED (sync)" in lines[0] and "RUNNING" in lines[1]
     only = json.loads(nemotron("runs", "list", "--state", "running", "--json", cwd=project).stdout)

@@ -144,15 +144,23 @@ class Bond:
         return self.record or (mine[-1] if mine else None)
 
     def _cancel(self, record: Record) -> NemotronError:
-        again = "; Ctrl-C again does not wait for its end" if terminal() is not None else ""
-        self.note(f"cancelling job {record.key}{again}")
+        told: list[bool] = []
+
+        def asked() -> None:
+            told.append(True)
+            again = "; Ctrl-C again does not wait for it" if terminal() is not None else ""
+            self.note(f"job {record.key} was told to stop, waiting for its end{again}")
+
         try:
-            closed = cancel(self.project, record)
-        except DagsterExecutionInterruptedError:
-            return Cancelled(
-                f"{self.name}: interrupted; job {record.key} was told to stop, and its end was not waited for. "
-                f"`nemotron runs status {record.key}` tells how it ended."
-            )
+            try:
+                closed = cancel(self.project, record, asked=asked)
+            except DagsterExecutionInterruptedError:
+                if not told:
+                    cancel(self.project, record, patience=0)  # so much has to be done
+                return Cancelled(
+                    f"{self.name}: interrupted; job {record.key} was told to stop, and its end was not waited for. "
+                    f"`nemotron runs status {record.key}` tells how it ended."
+                )
         except NemotronError as e:
             return Cancelled(f"{self.name}: interrupted, but job {record.key} could not be cancelled: {e}")
         if closed.phase == "cancelled":

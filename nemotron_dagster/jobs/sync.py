@@ -144,8 +144,12 @@ def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
     return [s for s in sights if s.ended or s.record.phase == "published"]
 
 
-def cancel(project: Project, record: Record, patience: float = PATIENCE) -> Record:
+def cancel(
+    project: Project, record: Record, patience: float = PATIENCE, asked: Callable[[], None] = lambda: None
+) -> Record:
     """Cancel a submission, wait until its job has ended, and close it; the record as it is then.
+
+    ``asked`` is called once the scheduler was told to stop the job.
 
     It is still open where the job ended by itself before, or has not ended within ``patience``. One that is closed
     already is left alone.
@@ -168,6 +172,7 @@ def cancel(project: Project, record: Record, patience: float = PATIENCE) -> Reco
     status: Status | None = target.statuses([handle])[handle.key]
     if status is not None and not status.state.final:
         target.cancel(handle)
+        asked()
         status = _ended(target, handle, patience)
     if status is None or status.state is not State.CANCELLED:
         return book.change(record.key, phase="submitted", handle=handle)
