@@ -17,6 +17,7 @@ import pytest
 from submissions import book, end_jobs, ended, history, instance, materialized_keys, records, until, yard
 
 from nemotron_dagster.dagster.definitions import build_definitions
+from nemotron_dagster.dagster.internals import materialized_at
 from nemotron_dagster.dagster.job_metadata import job_metadata
 from nemotron_dagster.dagster.sensors import NAME
 from nemotron_dagster.project import Project
@@ -439,6 +440,24 @@ def test_the_metadata_of_a_job_are_flat_and_have_their_types(nemotron: Run, proj
     kinds = {n.removeprefix("nemotron/job/"): type(v).__name__ for n, v in found.items()}
     assert kinds["ended"] == kinds["submitted"] == "TimestampMetadataValue" and kinds["log"] == "PathMetadataValue"
     assert kinds["gpu_hours"] == kinds["elapsed"] == "FloatMetadataValue" and kinds["restarts"] == "IntMetadataValue"
+
+
+def test_the_time_of_a_materialization_is_never_before_the_one_that_it_follows() -> None:
+    @dg.asset
+    def made(context) -> int:
+        with materialized_at(context.instance, dg.AssetKey("made"), float(context.run.tags["at"])):
+            context.log_event(dg.AssetMaterialization("made"))
+        return 1
+
+    with dg.DagsterInstance.ephemeral() as found:
+        for at in (1000.0, 500.0):
+            assert dg.materialize([made], instance=found, tags={"at": str(at)}).success
+        rows = found.fetch_materializations(dg.AssetKey("made"), limit=9, ascending=True).records
+        times = [r.timestamp for r in rows]
+        assert times[0] == 1000.0 and times == sorted(times), times
+        found.wipe_assets([dg.AssetKey("made")])
+        assert dg.materialize([made], instance=found, tags={"at": "500"}).success
+        assert found.get_latest_materialization_event(dg.AssetKey("made")) is not None, "it is seen after a wipe"
 
 
 def _read(file: Path) -> str:
