@@ -25,7 +25,7 @@ from nemotron_dagster.artifacts.manifest import write_json
 from nemotron_dagster.errors import PreflightError, TargetError
 from nemotron_dagster.jobs import launch, supervisor
 from nemotron_dagster.jobs.settings import CommonSettings, Count, Positive
-from nemotron_dagster.jobs.target import Hardware, JobHandle, Preview, State, Status, Submission
+from nemotron_dagster.jobs.target import Chunk, Hardware, JobHandle, Preview, State, Status, Submission
 
 _START_LIMIT = 15.0  # seconds in which a submitted job must have started
 
@@ -92,14 +92,20 @@ class LocalTarget:
             files=job.files,
         )
 
-    def job_directory(self, key: str) -> Path:
-        return self.root / key
+    cluster = ""  # nobody but this machine is asked
+    shares_files = True
+
+    def job_directory(self, key: str) -> str:
+        return str(self.root / key)
 
     def hardware(self) -> Hardware:
         return Hardware(gpus_per_node=gpu_count())
 
+    def send(self, inputs: Mapping[Path, str]) -> dict[str, str]:
+        return {}
+
     def submit(self, job: Submission) -> JobHandle:
-        directory = self.job_directory(job.key)
+        directory = self.root / job.key
         if not (directory / "job.json").exists():
             try:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -125,19 +131,26 @@ class LocalTarget:
         return handle
 
     def find(self, key: str) -> JobHandle | None:
-        directory = self.job_directory(key)
+        directory = self.root / key
         return JobHandle("local", key, str(directory)) if (directory / "job.json").exists() else None
 
     def statuses(self, handles: Iterable[JobHandle]) -> dict[str, Status]:
         return {h.key: self._status(h) for h in handles}
 
-    def read_log(self, handle: JobHandle, offset: int) -> bytes:
+    def read(self, handle: JobHandle, cursor: Mapping[str, int]) -> Chunk:
         try:
             with open(Path(handle.directory, "log"), "rb") as f:
-                f.seek(offset)
-                return f.read(1 << 20)
+                f.seek(cursor.get("log", 0))
+                data = f.read(1 << 20)
         except FileNotFoundError:
-            return b""
+            data = b""
+        return Chunk(data, {"log": cursor.get("log", 0) + len(data)})
+
+    def collect(self, handle: JobHandle, output: Path) -> None:
+        return
+
+    def release(self, handle: JobHandle) -> None:
+        return
 
     def cancel(self, handle: JobHandle) -> None:
         pid = _json(Path(handle.directory, "pid.json"))

@@ -55,7 +55,7 @@ def test_how_a_job_ended_is_told_with_its_exit_code(target: Target, code: str, s
 def test_a_command_that_cannot_start_is_a_failed_job_and_says_so(target: Target) -> None:
     handle = target.submit(Submission(key="k", step="s", argv=("/no/such/program",)))
     assert wait(target, handle) is State.FAILED
-    assert b"/no/such/program" in target.read_log(handle, 0)
+    assert b"/no/such/program" in target.read(handle, {}).log
 
 
 def test_submitting_a_known_key_adopts_the_job(target: Target, tmp_path: Path) -> None:
@@ -70,9 +70,10 @@ def test_submitting_a_known_key_adopts_the_job(target: Target, tmp_path: Path) -
 def test_the_log_is_read_from_an_offset(target: Target) -> None:
     handle = target.submit(job("k", "print('one'); print('two')"))
     wait(target, handle)
-    assert target.read_log(handle, 0) == b"one\ntwo\n"
-    assert target.read_log(handle, 4) == b"two\n"
-    assert target.read_log(handle, 8) == b""
+    chunk = target.read(handle, {})
+    assert chunk.log == b"one\ntwo\n"
+    assert target.read(handle, {"log": 4}).log == b"two\n"
+    assert target.read(handle, chunk.cursor).log == b""
 
 
 def test_cancel_stops_the_job_and_what_it_started(target: Target, tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_job_lives_on_when_its_submitter_is_killed(tmp_path: Path) -> None:
     handle = target.find("k")
     assert handle is not None and target.statuses([handle])["k"].state is State.RUNNING
     assert wait(target, handle) is State.SUCCEEDED
-    assert target.read_log(handle, 0) == b"survived\n"
+    assert target.read(handle, {}).log == b"survived\n"
 
 
 def test_a_job_whose_supervisor_was_killed_is_running_while_it_lives_and_lost_after(target: Target) -> None:
@@ -132,7 +133,7 @@ def test_arguments_reach_the_job_exactly(target: Target) -> None:
     words = ("a b", "$(id)", "'; rm -rf /", "*", "é\n")
     handle = target.submit(Submission("k", "s", (sys.executable, "-c", "import sys; print(sys.argv[1:])", *words)))
     wait(target, handle)
-    assert target.read_log(handle, 0).decode() == f"{list(words)}\n"
+    assert target.read(handle, {}).log.decode() == f"{list(words)}\n"
 
 
 @pytest.mark.parametrize(

@@ -172,30 +172,9 @@ def _inputs_of_live(root: Path) -> Iterator[str]:
 
 
 def _live(staging: Path) -> bool:
-    """Whether a job may still write here: unless it left word of its end, or was removed from its folder, one may.
-
-    A job whose folder this machine does not even have runs elsewhere.
-    """
-    owner = _json(staging / "owner.json")
-    if not owner.get("directory"):
-        return False
-    job = Path(str(owner["directory"]))
-    if not job.is_dir():
-        return not job.parent.is_dir()
-    if (job / "exit.json").exists():
-        return False
-    return not (job / "pid.json").exists() or not (job / "lock").exists() or _is_locked(job / "lock")
-
-
-def _is_locked(file: Path) -> bool:
-    try:
-        with open(file) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    """Whether a job may still write here: its submission is open in the ledger."""
+    record = _json(staging / "owner.json").get("record")
+    return bool(record) and Path(str(record)).exists()
 
 
 class _claimed:

@@ -41,7 +41,8 @@ def submit_detached(wanted: Wanted, as_json: bool) -> None:
     Raises:
         PayloadNotBuilt, ConfigError, ProfileError, PreflightError, ArtifactError, TargetError: nothing was submitted.
     """
-    from nemotron_dagster.jobs.run import Request, job_key, submit
+    from nemotron_dagster.jobs.prepare import Request
+    from nemotron_dagster.jobs.run import job_key, submit
     from nemotron_dagster.jobs.target import make_target
 
     refuse_planned(wanted.step)
@@ -53,11 +54,14 @@ def submit_detached(wanted: Wanted, as_json: bool) -> None:
         identity=str(uuid.uuid4()),
         inputs={port: given[port] for port in spec.bound},
         artifact_root=artifact_root(project),
+        detached=True,
     )
     target = make_target(project, wanted.batch, spec.environment)
-    handle, _ = submit(project, target, request, Quiet(as_json))
+    record = submit(project, target, request, Quiet(as_json))
+    handle = record.handle
+    assert handle is not None
     state = target.statuses([handle])[handle.key].state
-    adopted = handle.key != job_key(request)
+    adopted = record.key != job_key(request)
     attach = _attached(wanted)
     if as_json:
         data: dict[str, Any] = {"step": wanted.step.id, "profile": wanted.batch, "adopted": adopted, "state": state}

@@ -92,7 +92,7 @@ def _layout(project: Project, target: Target, spec: JobSpec, relocation: Relocat
     root, asset = artifact_root(project), spec.step.id.split("/")
     place = slot(root, asset, spec.digest, ANY_KEY)
     output = spec.explicit_output or place.output
-    return here(project, spec, target.job_directory(ANY_KEY), output, place.messages)
+    return here(project, spec, Path(target.job_directory(ANY_KEY)), output, place.messages)
 
 
 def _refusal(target: Target, spec: JobSpec) -> str | None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import dagster as dg
 
 from nemotron_dagster.errors import NemotronError
-from nemotron_dagster.jobs.run import Reporter
+from nemotron_dagster.jobs.messages import Reporter
 
 _UTF8 = codecs.getincrementaldecoder("utf-8")  # a piece of a log may end inside a character
 _EVERY = 5.0  # seconds between two progress lines in Dagster's log: each is a row of its database

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from nemotron_dagster.errors import TargetError
-from nemotron_dagster.jobs.target import JobHandle, Status, Submission
+from nemotron_dagster.jobs.target import Chunk, JobHandle, Status, Submission
 
 
 class PreviewOnly:
     """A target that shows what it would submit, and refuses to."""
 
     executor = ""
+    shares_files = False
+
+    @property
+    def cluster(self) -> str:
+        return self.executor
 
     def check(self) -> None:
         self._refuse()
 
-    def job_directory(self, key: str) -> Path:
+    def job_directory(self, key: str) -> str:
+        self._refuse()
+
+    def send(self, inputs: Mapping[Path, str]) -> dict[str, str]:
         self._refuse()
 
     def hardware(self) -> None:
@@ -33,7 +41,13 @@ class PreviewOnly:
     def statuses(self, handles: Iterable[JobHandle]) -> dict[str, Status]:
         self._refuse()
 
-    def read_log(self, handle: JobHandle, offset: int) -> bytes:
+    def read(self, handle: JobHandle, cursor: Mapping[str, int]) -> Chunk:
+        self._refuse()
+
+    def collect(self, handle: JobHandle, output: Path) -> None:
+        self._refuse()
+
+    def release(self, handle: JobHandle) -> None:
         self._refuse()
 
     def cancel(self, handle: JobHandle) -> None:

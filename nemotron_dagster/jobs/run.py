@@ -1,6 +1,6 @@
 """One step run, from compiled spec to published artifact. Knows nothing of Dagster.
 
-preflight  ->  submit (or adopt)  ->  watch  ->  validate, picture, publish
+preflight  ->  ledger  ->  submit (or adopt)  ->  watch  ->  validate, picture, publish
 """
 
 from __future__ import annotations
@@ -10,73 +10,46 @@ import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from nemotron_dagster import artifacts
-from nemotron_dagster.artifacts import delivery, fingerprints
+from nemotron_dagster.artifacts import delivery
 from nemotron_dagster.artifacts.localize import local_path
-from nemotron_dagster.artifacts.manifest import ArtifactRef, Manifest, now, tally, write_json
+from nemotron_dagster.artifacts.manifest import ArtifactRef, write_json
 from nemotron_dagster.artifacts.places import scratch
 from nemotron_dagster.artifacts.port_locks import Result
-from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside, slot
+from nemotron_dagster.artifacts.store import Slot, slot
 from nemotron_dagster.catalog import Step
-from nemotron_dagster.config.compile import JobSpec, bind_output
-from nemotron_dagster.config.secrets import redact
-from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, PayloadNotBuilt, PreflightError
+from nemotron_dagster.config.compile import JobSpec
+from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, ProfileError, TargetError
+from nemotron_dagster.jobs.board import board
 from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
-from nemotron_dagster.jobs.submission import gpus_per_node, here, interpreter, node_count, submission, variables
-from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
-from nemotron_dagster.project import Project, bundled
+from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
+from nemotron_dagster.jobs.messages import Reporter
+from nemotron_dagster.jobs.prepare import Request, code_digest, follow_up, record_of, submission_of, written
+from nemotron_dagster.jobs.publish import finish, slot_of
+from nemotron_dagster.jobs.submission import (
+    gpus_per_node,
+    node_count,
+    payload_python,
+    references,
+    variables,
+)
+from nemotron_dagster.jobs.target import State, Target, relocation_of
+from nemotron_dagster.jobs.watch import Watch
+from nemotron_dagster.project import Project
 
 if TYPE_CHECKING:
     from nemotron_dagster.artifacts.places import Place
 
-_POLL = (0.1, 1.0)  # seconds: first and longest pause between two looks at the job
-_ASK = 2.0  # seconds between two questions whether the run is still wanted: each is a query of Dagster's database
-NOT_BUILT, BAD_INPUT = 9, 3  # exit codes of steps/_runtime/payload.py
 
-
-class Reporter(Protocol):
-    """Who watches the run: the CLI's live line, or Dagster's log."""
-
-    def note(self, text: str) -> None:
-        """A fact worth a line: adopted, inputs, where things lie."""
-
-    def log(self, data: bytes) -> None:
-        """A piece of the job's own output."""
-
-    def progress(self, step: int | None, total: int | None, metrics: Mapping[str, float]) -> None:
-        """The job's latest progress message."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to run and where it belongs.
-
-    Attributes:
-        asset: asset key of the result.
-        identity: root run id: a retry of the run has the same one, a deliberate new run another.
-        inputs: port name -> upstream artifact.
-        artifact_root: where managed artifacts live.
-    """
-
-    spec: JobSpec
-    asset: tuple[str, ...]
-    identity: str
-    inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
-    artifact_root: Place = Path()
-    partition: str | None = None
-
-
-def job_key(request: Request) -> str:
-    """The digest that names the submission: (asset, partition, root run, compiled spec)."""
+def job_key(request: Request, attempt: int = 0) -> str:
+    """The digest that names the submission: (asset, partition, root run, compiled spec), and which try it is."""
     body = [list(request.asset), request.partition, request.identity, request.spec.digest]
-    return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([*body, *([attempt] if attempt else [])]).encode()).hexdigest()[:20]
 
 
 def run_step(
@@ -84,34 +57,68 @@ def run_step(
     target: Target,
     request: Request,
     reporter: Reporter,
-    submitted: Callable[[JobHandle], None] = lambda handle: None,
+    submitted: Callable[[Record], None] = lambda record: None,
     unwanted: Callable[[], bool] = lambda: False,
     locked: Callable[[list[Result]], None] = lambda results: None,
 ) -> ArtifactRef:
     """Run one step and publish its artifact.
 
-    ``locked`` is told what the step's locks say, ``submitted`` the job's handle before it is watched; once
+    ``locked`` is told what the step's locks say, ``submitted`` the submission before it is watched; once
     ``unwanted`` is true the job is cancelled.
 
     Raises:
         PayloadNotBuilt, PreflightError, ArtifactError: refused; nothing was submitted.
         JobFailed, Cancelled: the job ended badly; its log is kept, a resumable step continues next time.
+        TargetError: the target refused the job, or could not be reached for long.
     """
-    spec = request.spec
-    handle, place = submit(project, target, request, reporter, locked)
-    submitted(handle)
-    status = watch(target, handle, place, reporter, unwanted)
-    if status.state is State.CANCELLED:
-        raise Cancelled(f"{spec.step.id}: the job was cancelled. Its log: {handle.directory}/log.")
-    if status.state is not State.SUCCEEDED:
-        raise _failure(spec.step, handle, place, status)
-    if not isinstance(place.final, Path):
-        reporter.note(f"publishing to {place.final}")
-    with _claimed(request.artifact_root, place):  # whoever adopted the same job may be here too
-        ref = publish_output(request, handle, place)
-    if spec.delivery is not None:
-        path = delivery.deliver(spec.delivery, ref)
-        reporter.log(f"{delivery.said(path, ref)}\n".encode())
+    record = submit(project, target, request, reporter, locked)
+    submitted(record)
+    return follow(project, target, record, reporter, unwanted, request.spec.step, request.run)
+
+
+def follow(
+    project: Project,
+    target: Target,
+    record: Record,
+    reporter: Reporter,
+    unwanted: Callable[[], bool] = lambda: False,
+    step: Step | None = None,
+    run: str | None = None,
+) -> ArtifactRef:
+    """Watch a submission to its end and publish its artifact; a step that can resume goes on in follow-up jobs.
+
+    Raises:
+        As ``run_step``.
+    """
+    book = ledger(project.state)
+    if run is not None:
+        record = book.change(record.key, run=run)
+    handle = record.handle
+    assert handle is not None
+    place = slot_of(record.order, record.key)
+    cursor = book.root / "cursors" / f"{record.key}-{run}.json" if run and target.cluster else None
+    if cursor is not None:
+        cursor.parent.mkdir(parents=True, exist_ok=True)
+    watch = Watch(target, board(project.state, book), place, reporter, unwanted, cursor)
+    with book.watched(record.key):
+        status = watch.until_ended(handle)
+        while status.state.interrupted and record.order.resumable and len(record.handles) < record.max_chain:
+            target.release(handle)
+            reporter.note(
+                f"the job ended by {status.state.lower().replace('_', ' ')}; continuing in job "
+                f"{len(record.handles) + 1} of at most {record.max_chain}"
+            )
+            try:
+                job = follow_up(record, len(record.handles) + 1)
+            except (TargetError, ProfileError) as e:
+                reporter.note(str(e))
+                break
+            handle = target.submit(job)
+            record = book.change(record.key, handle=handle)
+            status = watch.until_ended(handle)
+        ref = finish(target, book, record, status, step, watch.tail, reporter)
+    if cursor is not None:
+        cursor.unlink(missing_ok=True)
     return ref
 
 
@@ -121,9 +128,13 @@ def submit(
     request: Request,
     reporter: Reporter,
     locked: Callable[[list[Result]], None] = lambda results: None,
-) -> tuple[JobHandle, Slot]:
-    """Check everything that can be checked before anything runs, then submit or adopt."""
-    spec, step, key = request.spec, request.spec.step, job_key(request)
+) -> Record:
+    """Check everything that can be checked before anything runs, then submit or adopt.
+
+    Raises:
+        As ``run_step``.
+    """
+    spec, step = request.spec, request.spec.step
     if not step.ready:
         raise PayloadNotBuilt(
             f"{step.id} is in the catalog, but its payload is not built yet; nothing was run. "
@@ -138,130 +149,56 @@ def submit(
     results = check_locks(spec, check_inputs(spec, request.inputs))
     locked(results)
     refuse(step, results)
+    book = ledger(project.state)
+    key, known = _attempt(book, request)
     place = _slot(request, key)
     check_hardware(target, spec)
     variables(spec)  # a secret that is not set is told before anything is built
-    python = interpreter(project, spec, reporter.note)
+    relocation = relocation_of(project, spec.profile, spec.environment, step.runspec.image if step.runspec else None)
+    python = payload_python(project, spec, target, relocation is not None, reporter.note)
     code = code_digest(step)
     with _claimed(request.artifact_root, place):
-        if (found := _earlier(target, place, code)) is not None:
+        if known is None and not request.new:
+            known = _earlier(book, target, place, code)
+        if known is not None and (found := _adopt(book, target, known)) is not None:
             reporter.note(f"adopting job {found.key}, which an earlier start of this very spec left behind")
-            return found, _slot(request, found.key)
+            return found
+        if request.new or _occupied(book, place):
+            place = replace(place, staging=place.staging.with_name(f"{place.staging.name}-{key}"))
         if place.staging.exists() and not step.resumable:
             shutil.rmtree(place.staging)
         if place.output.is_dir() and any(place.output.iterdir()):
             reporter.note("continuing from what an earlier, unfinished job of this spec left behind")
         place.output.mkdir(parents=True, exist_ok=True)
-        config = bind_output(spec, step.produces[0], place.output)
-        directory = target.job_directory(key)
+        record = record_of(target, request, key, place, code, results)
         inputs = [ref.uri for ref in request.inputs.values()]  # `artifacts gc` leaves them alone
-        write_json(place.owner, {**JobHandle("", key, str(directory)).as_dict(), "code": code, "inputs": inputs})
-        layout = here(project, spec, directory, place.output, place.messages)
-        handle = target.submit(submission(spec, key, python, layout, config))
-    return handle, place
+        owner = {"key": key, "record": str(book.root / "open" / f"{key}.json"), "code": code, "inputs": inputs}
+        write_json(place.owner, owner)
+        job = submission_of(project, target, request, key, place, python, relocation)
+        record = book.put(replace(record, job=written(job), references=references(spec)))
+        try:
+            handle = target.submit(job)
+        except (PreflightError, TargetError) as e:
+            if target_refused(e):
+                book.change(key, phase="failed", error=str(e))
+            raise
+        return book.change(key, phase="submitted", handle=handle)
 
 
-def watch(target: Target, handle: JobHandle, place: Slot, reporter: Reporter, unwanted: Callable[[], bool]) -> Status:
-    """Stream the job's log and progress until it ends; its final status."""
-    offset = sent = 0
-    pause = _POLL[0]
-    asked = time.monotonic()
-    while True:
-        if time.monotonic() - asked > _ASK:
-            asked = time.monotonic()
-            if unwanted():
-                target.cancel(handle)
-        status = target.statuses([handle])[handle.key]
-        while chunk := target.read_log(handle, offset):
-            offset += len(chunk)
-            reporter.log(chunk)
-            pause = _POLL[0]
-        sent = _progress(place, sent, reporter)
-        if status.state.final:
-            return status
-        time.sleep(pause)
-        pause = min(pause * 1.5, _POLL[1])
-
-
-def publish_output(request: Request, handle: JobHandle, place: Slot) -> ArtifactRef:
-    """Validate what the job wrote, draw it, and publish it.
+def cancel(project: Project, target: Target, record: Record) -> None:
+    """Stop the job that a submission runs now.
 
     Raises:
-        ArtifactError: the output is not a valid artifact; it is set aside for a look, and the next run starts afresh.
+        TargetError: the target could not be reached; the job goes on.
     """
-    from nemotron_dagster.artifacts.describe import draw, headline
-
-    spec, port = request.spec, request.spec.step.produces[0]
-    if not place.output.is_dir() and (found := published(place)) is not None:
-        return found  # another process that adopted the same job has published it
-    inner = _real(place.output, port.path)
-    try:
-        facts = artifacts.validate(port.type, place.output / inner)
-    except ArtifactError as e:
-        aside = set_aside(place)
-        raise ArtifactError(
-            f"{spec.step.id} ended, but its output is no valid {port.type}; it was not published.\n"
-            f"{str(e).replace(str(place.output), str(aside))}\nIt lies in {aside} for a look."
-        ) from e
-    messages = read_messages(place.messages)
-    reported: dict[str, Any] = {}
-    for message in messages:
-        if message.get("type") == "result":
-            reported |= message.get("facts", {})
-    facts["pictures"] = draw(port.type, place.output, facts, reported, messages)
-    files, content, size = tally(place.output, place.digests)
-    manifest = Manifest(
-        type=port.type,
-        producer=spec.step.id,
-        step=spec.step.id,
-        partition=request.partition,
-        asset=list(request.asset),
-        key=handle.key,
-        path=inner,
-        config=spec.config,
-        config_digest=spec.digest,
-        code_digest=json.loads(place.owner.read_text(encoding="utf-8"))[
-            "code"
-        ],  # of what ran, not of what lies there now
-        inputs=_lineage(request),
-        facts=facts,
-        reported=reported,
-        files=files,
-        content=content,
-        bytes=size,
-        created=now(),
-        job=handle.as_dict(),
-        settings=json.loads(json.dumps(redact(spec.train), default=str)),
-        counts=fingerprints.counts(len(files), headline(port.type, facts, reported)),
-    )
-    known = fingerprints.of(facts, reported, [vars(r.manifest) for r in request.inputs.values()])
-    return publish(place, replace(manifest, **known))
+    now = ledger(project.state).get(record.key) or record
+    if now.handle is not None:
+        target.cancel(now.handle)
 
 
-def code_digest(step: Step) -> str:
-    """sha256 over the step's folder and the runtime that the payloads share."""
-    state = hashlib.sha256()
-    for root in (step.directory, bundled("steps") / "_runtime"):
-        for file in sorted(root.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                state.update(file.relative_to(root).as_posix().encode() + b"\0")
-                state.update(file.read_bytes())
-    return state.hexdigest()
-
-
-def read_messages(file: Path) -> list[dict[str, Any]]:
-    """The payload's messages so far; a line that is still being written is left out."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    messages = []
-    for line in lines:
-        try:
-            messages.append(json.loads(line))
-        except ValueError:
-            continue
-    return messages
+def target_refused(error: Exception) -> bool:
+    """Whether a target said no, so that nothing was submitted; else it may have been, and the ledger stays open."""
+    return isinstance(error, PreflightError) or bool(getattr(error, "refused", False))
 
 
 def check_hardware(target: Target, spec: JobSpec) -> None:
@@ -274,20 +211,20 @@ def check_hardware(target: Target, spec: JobSpec) -> None:
     if offered is None:
         return
     needed, nodes, workdir = gpus_per_node(spec), node_count(spec), spec.step.runspec and spec.step.runspec.workdir
-    if nodes > offered.nodes:
+    if offered.nodes is not None and nodes > offered.nodes:
         raise PreflightError(
-            f"{spec.step.id} -c {spec.config} needs {nodes} nodes; this target has {offered.nodes}. "
+            f"{spec.step.id} -c {spec.config} needs {nodes} nodes; {offered.where} has {offered.nodes}. "
             "Use -c tiny, a profile of a cluster (-r PROFILE), or run.env.nodes=1."
         )
-    if workdir and not Path(workdir).is_dir():
+    if workdir and not target.cluster and not Path(workdir).is_dir():
         raise PreflightError(
             f"{spec.step.id} runs in {workdir}, which is not on this machine: it is part of its container image. "
             "Use a profile that runs containers (-r PROFILE)."
         )
-    if needed > offered.gpus_per_node:
+    if offered.gpus_per_node is not None and needed > offered.gpus_per_node:
         raise PreflightError(
-            f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node; this target has {offered.gpus_per_node}. "
-            "Use -c tiny, a profile with GPUs (-r PROFILE), or run.env.gpus_per_node=N."
+            f"{spec.step.id} -c {spec.config} needs {needed} GPUs per node; {offered.where} has "
+            f"{offered.gpus_per_node}. Use -c tiny, a profile with GPUs (-r PROFILE), or run.env.gpus_per_node=N."
         )
 
 
@@ -311,69 +248,50 @@ def _claimed(root: Place, place: Slot) -> Iterator[None]:
         os.close(lock)
 
 
-def _earlier(target: Target, place: Slot, code: str) -> JobHandle | None:
-    """The job that writes to this staging directory now, or has finished there and was never published."""
+def _attempt(book: Ledger, request: Request) -> tuple[str, Record | None]:
+    """The key of this try, and the submission that has it already: a retry adopts what runs or has succeeded."""
+    attempt = 0
+    while True:
+        key = job_key(request, attempt)
+        record = book.get(key)
+        if record is None or record.phase not in ("failed", "cancelled"):
+            return key, record
+        attempt += 1
+
+
+def _earlier(book: Ledger, target: Target, place: Slot, code: str) -> Record | None:
+    """The submission that writes to this staging directory now, or has finished there and was never published."""
     try:
         owner = json.loads(place.owner.read_text(encoding="utf-8"))
-        same = owner.pop("code", None) == code
-        owner.pop("inputs", None)
-        found = target.find(JobHandle(**owner).key)
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        record = book.get(str(owner["key"]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    if found is None:
+    if record is None or record.phase not in OPEN or record.cluster != target.cluster:
         return None
-    state = target.statuses([found])[found.key].state
-    return found if not state.final or (state is State.SUCCEEDED and same) else None
+    if record.handle is None:
+        return record if owner.get("code") == code else None
+    state = target.statuses([record.handle])[record.handle.key].state
+    return record if not state.final or (state is State.SUCCEEDED and owner.get("code") == code) else None
 
 
-def _progress(place: Slot, seen: int, reporter: Reporter) -> int:
-    messages = read_messages(place.messages)
-    for message in messages[seen:]:
-        if message.get("type") == "progress":
-            reporter.progress(message.get("step"), message.get("total"), message.get("metrics") or {})
-    return len(messages)
+def _adopt(book: Ledger, target: Target, record: Record) -> Record | None:
+    """The submission with the job it has; None where its submitter died before there was one."""
+    if record.handle is not None:
+        return record
+    handle = target.find(record.key)
+    return book.change(record.key, phase="submitted", handle=handle) if handle is not None else None
 
 
-def _failure(step: Step, handle: JobHandle, place: Slot, status: Status) -> Exception:
-    """The error of a failed job: the payload's own words where it left some, else the end of its log."""
-    began = place.owner.stat().st_mtime - 1 if place.owner.exists() else 0.0
-    told = [m for m in read_messages(place.messages) if m.get("type") == "error" and m.get("time", 0) >= began]
-    log = Path(handle.directory, "log")
-    if told and status.exit_code in (BAD_INPUT, NOT_BUILT):
-        last = told[-1]
-        recovery = last.get("recovery") or next(
-            (e["recovery"] for e in step.errors if e.get("name") == last.get("name")), ""
-        )
-        kind = PayloadNotBuilt if status.exit_code == NOT_BUILT else JobFailed
-        return kind(f"{step.id}: {last.get('message')}\n{recovery}".strip() + f"\nLog: {log}")
-    tail = ""
-    if log.is_file():
-        tail = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-12:])
-    how = status.reason or f"exit code {status.exit_code}"
-    again = (
-        "Run it again to continue from its last checkpoint." if step.resumable else "Mend the cause and run it again."
-    )
-    return JobFailed(f"{step.id}: the job failed ({how}).\n{tail}\nLog: {log}. {again}")
+def _occupied(book: Ledger, place: Slot) -> bool:
+    """Whether another open submission still writes to this staging directory."""
+    try:
+        owner = json.loads(place.owner.read_text(encoding="utf-8"))
+        record = book.get(str(owner["key"]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return False
+    return record is not None and record.phase in OPEN and not book.orphaned(record.key)
 
 
 def _slot(request: Request, key: str) -> Slot:
     spec = request.spec
     return slot(request.artifact_root, request.asset, spec.digest, key, spec.explicit_output, request.partition)
-
-
-def _lineage(request: Request) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {"port": n, "type": r.type, "uri": r.uri, "content": r.manifest.content, "manifest": r.digest}
-        | {"asset": r.manifest.asset}
-        for n, r in request.inputs.items()
-    ]
-    rows += [{"port": n, "external": True, "uri": uri} for n, uri in request.spec.external.items()]
-    return rows
-
-
-def _real(output: Path, path: str) -> str:
-    """``path`` below ``output`` with symlinks (LATEST) resolved, as a relative path."""
-    try:
-        return (output / path).resolve(strict=True).relative_to(output.resolve()).as_posix()
-    except (FileNotFoundError, ValueError):
-        return path

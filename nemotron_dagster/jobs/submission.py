@@ -21,7 +21,7 @@ from nemotron_dagster.config.secrets import is_secret, looks_secret
 from nemotron_dagster.config.yaml_text import to_yaml
 from nemotron_dagster.errors import PreflightError, ProfileError
 from nemotron_dagster.jobs import launch, payload_env
-from nemotron_dagster.jobs.target import ANY_KEY, Submission, make_target, relocation_of
+from nemotron_dagster.jobs.target import ANY_KEY, Submission, Target, make_target, relocation_of
 from nemotron_dagster.project import Project
 
 #: Names of the variables that hold startup commands with secrets in them.
@@ -189,6 +189,14 @@ def variables(spec: JobSpec, revealed: bool = True) -> tuple[dict[str, str], dic
     return {k: v for k, v in written.items() if k not in hidden}, secrets
 
 
+def references(spec: JobSpec) -> dict[str, str]:
+    """The job's secrets as references to variables, for whoever submits a follow-up; those written out are left out."""
+    written = {str(k): _text(v) for k, v in (spec.environment.get("env_vars") or {}).items() if v is not None}
+    found = {k: v for k, v in written.items() if holds_reference(v) and (is_secret(k) or looks_secret(v) or "${" in v)}
+    commands = {f"{_STARTUP}{i}": c for i, c in enumerate(_startup(spec.environment)) if holds_reference(c)}
+    return {**found, **commands}
+
+
 def _startup(env: Mapping[str, Any]) -> list[str]:
     return [str(c) for c in env.get("startup_commands") or ()]
 
@@ -228,6 +236,28 @@ def interpreter(project: Project, spec: JobSpec, say: Callable[[str], None] | No
         return sys.executable
     env = payload_env.find(project, spec.step.env)
     return str(env.python if say is None else payload_env.build(env, say))
+
+
+def payload_python(
+    project: Project, spec: JobSpec, target: Target, relocated: bool, say: Callable[[str], None] | None
+) -> str:
+    """The payload's interpreter as the job calls it: the profile's, the image's, or this machine's if files are shared.
+
+    Raises:
+        PreflightError: there is none that the job could see; or as ``interpreter``.
+    """
+    if not relocated:
+        return interpreter(project, spec, say)
+    image = spec.step.runspec.image if spec.step.runspec else None
+    named = spec.environment.get("python")
+    if named or image or any(spec.environment.get(k) for k in ("container_image", "container", "image")):
+        return str(named or "python")
+    if target.shares_files:
+        return interpreter(project, spec, say)
+    raise PreflightError(
+        f"profile {spec.profile!r}: names no container_image and no python, so nothing says what runs the step there. "
+        'Add one, e.g. python = "/path/on/the/cluster/bin/python".'
+    )
 
 
 def _processes(spec: JobSpec) -> int:

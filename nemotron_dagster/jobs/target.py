@@ -31,18 +31,74 @@ class State(StrEnum):
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    PREEMPTED = "PREEMPTED"
+    NODE_FAIL = "NODE_FAIL"
     LOST = "LOST"
 
     @property
     def final(self) -> bool:
         return self not in (State.PENDING, State.RUNNING)
 
+    @property
+    def interrupted(self) -> bool:
+        """Ended by the scheduler, not by itself: a step that can resume goes on in a follow-up job."""
+        return self in (State.TIMEOUT, State.PREEMPTED, State.NODE_FAIL)
+
 
 @dataclass(frozen=True)
 class Status:
+    """What a target says of a job; times are seconds since the epoch.
+
+    Attributes:
+        reason: in words, for people: the signal, the scheduler's reason.
+        raw: the scheduler's own state.
+        hopeless: it waits for something that will never be; whoever watches it cancels it.
+        nodes: the nodes it runs on, as the scheduler writes lists of them.
+        estimate: when the scheduler expects it to start.
+        gpus: GPUs in all.
+        restarts: how often the scheduler has started it again.
+        figures: what accounting says of the ended job, e.g. ``cpu_efficiency`` (0 to 1), ``max_rss_bytes``.
+    """
+
     state: State
     exit_code: int | None = None
     reason: str = ""
+    raw: str = ""
+    hopeless: bool = False
+    nodes: str = ""
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    estimate: float | None = None
+    gpus: int = 0
+    restarts: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None and v is not False and v not in ("", {})}
+
+
+def status_from(data: Mapping[str, Any]) -> Status:
+    """The inverse of ``Status.as_dict``."""
+    return Status(**{**data, "state": State(data["state"])})
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a job wrote since the last look.
+
+    Attributes:
+        cursor: what to ask with next time; file -> offset. JSON-able.
+        messages: the payload's messages, where the job does not write them on this machine.
+        ended: the job has left its mark that it is over; only the scheduler tells how.
+    """
+
+    log: bytes
+    cursor: Mapping[str, int]
+    messages: bytes = b""
+    ended: bool = False
 
 
 #: Stands for the key of a job that is only previewed, in its directory and in paths below it.
@@ -68,6 +124,8 @@ class Submission:
         startup: shell commands run before the payload, once per node.
         workdir: directory the payload starts in; default: the target's.
         mode: local | run | batch.
+        visible: directories of this machine that the job reads or writes, where it shares its file system.
+        code: archive of the code (.tar.gz) that is unpacked at ``<cwd>/code``, where the target moves it.
     """
 
     key: str
@@ -87,6 +145,8 @@ class Submission:
     startup: tuple[str, ...] = ()
     workdir: str | None = None
     mode: str = "local"
+    visible: tuple[str, ...] = ()
+    code: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,14 +193,24 @@ class JobHandle:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a target offers one job."""
+    """What a target offers one job; None where it does not know."""
 
-    gpus_per_node: int
-    nodes: int = 1
+    gpus_per_node: int | None
+    nodes: int | None = 1
+    where: str = "this target"
+    minutes: int | None = None
 
 
 class Target(Protocol):
     """A place where jobs run."""
+
+    @property
+    def cluster(self) -> str:
+        """Names the scheduler: jobs of targets with the same one are asked for in one call. "" asks nobody."""
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether jobs see this machine's file system: inputs and outputs then stay where they are."""
 
     def check(self) -> None:
         """Raise TargetError where this target takes no jobs; asked before anything is built or written."""
@@ -148,26 +218,38 @@ class Target(Protocol):
     def preview(self, job: Submission) -> Preview:
         """What ``submit`` would do. Touches neither disk nor network."""
 
-    def job_directory(self, key: str) -> Path:
-        """Where the job's files lie."""
+    def job_directory(self, key: str) -> str:
+        """Where the job's files lie on the target."""
 
     def hardware(self) -> Hardware | None:
         """What one job can have, or None where the target does not know."""
+
+    def send(self, inputs: Mapping[Path, str]) -> dict[str, str]:
+        """Bring inputs (path here -> digest of its content) to the target; path here -> path there.
+
+        What lies there already is not sent again. Empty where the target shares files.
+        """
 
     def submit(self, job: Submission) -> JobHandle:
         """Start the job, or adopt the one that has this key. Safe to repeat after a crash at any instant."""
 
     def find(self, key: str) -> JobHandle | None:
-        """The job of this key, if it was ever submitted."""
+        """The job of this key, if it was ever submitted; also where its submitter died before it could tell."""
 
     def statuses(self, handles: Iterable[JobHandle]) -> dict[str, Status]:
         """Key -> status, for all handles in one call."""
 
-    def read_log(self, handle: JobHandle, offset: int) -> bytes:
-        """The job's output from ``offset`` on; empty where there is no more yet."""
+    def read(self, handle: JobHandle, cursor: Mapping[str, int]) -> Chunk:
+        """What the job wrote after ``cursor`` ({}: from the start), at most 1 MiB; of every node and every restart."""
+
+    def collect(self, handle: JobHandle, output: Path) -> None:
+        """Bring the output of an ended job to ``output``; nothing where the target shares files."""
 
     def cancel(self, handle: JobHandle) -> None:
         """Stop the job and everything it started."""
+
+    def release(self, handle: JobHandle) -> None:
+        """Remove what must not stay when the job has ended: its secrets."""
 
 
 @cache

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -282,56 +282,42 @@ def test_gc_never_removes_a_current_version_even_an_old_one(run: Run, root: Path
 
 
 @pytest.fixture
-def job(root: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Make a staging directory and the job it belongs to, as a live, ended, lost or queued one, long ago."""
-    held: list[Any] = []
+def job(root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make a staging directory, long ago, of a submission that is open or closed in the ledger."""
 
-    def make(name: str, state: str, inputs: tuple[str, ...] = ()) -> Path:
+    def make(name: str, live: bool, inputs: tuple[str, ...] = ()) -> Path:
         staging = slot(root, ASSET, name * 16, "k").staging
         (staging / "output").mkdir(parents=True)
         (staging / "output" / "big").write_bytes(bytes(1000))
-        directory = tmp_path / ("elsewhere" if state == "remote" else "jobs") / name
-        if state != "remote":
-            directory.mkdir(parents=True)
-        owner = {"target": "", "key": "k", "directory": str(directory), "id": "", "inputs": inputs}
-        write_json(staging / "owner.json", owner)
-        if state not in ("queued", "remote"):
-            (directory / "pid.json").write_text("{}")
-            lock = open(directory / "lock", "w")  # noqa: SIM115
-            if state == "live":
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                held.append(lock)
-            else:
-                lock.close()
-        if state == "ended":
-            (directory / "exit.json").write_text('{"exit_code": 1}')
+        record = tmp_path / "ledger" / f"{name}.json"
+        record.parent.mkdir(exist_ok=True)
+        if live:
+            record.write_text("{}")
+        write_json(staging / "owner.json", {"key": "k", "record": str(record), "inputs": inputs})
         for path in (staging, *staging.rglob("*")):
             os.utime(path, (time.time() - 30 * 86400,) * 2)
         return staging
 
-    yield make
-    for lock in held:
-        lock.close()
+    return make
 
 
 def test_gc_removes_what_ended_jobs_left_and_nothing_of_a_live_one(run: Run, root: Path, job, family) -> None:
-    live, queued, remote = job("a", "live", (family["raw1"].uri,)), job("b", "queued"), job("f", "remote")
-    ended, lost = job("c", "ended"), job("d", "lost")
-    young = job("e", "ended")
+    live, ended, other = job("a", True, (family["raw1"].uri,)), job("c", False), job("d", False)
+    young = job("e", False)
     os.utime(young / "output")
     shutil.rmtree(folder(family["clean"]))  # raw1 is in nobody's lineage now
     (root / "data/clean/latest.json").unlink()
     shutil.rmtree(folder(family["model"]))
     (root / "sft/model/latest.json").unlink()
     done = run("gc", "--keep", "1", "--json")
-    assert {r["uri"] for r in done["removed"]} == {str(ended), str(lost)}
-    assert live.is_dir() and queued.is_dir() and remote.is_dir() and young.is_dir() and not ended.exists()
+    assert {r["uri"] for r in done["removed"]} == {str(ended), str(other)}
+    assert live.is_dir() and young.is_dir() and not ended.exists()
     assert done["kept"]["an input of a live job"] == 1 and done["bytes"] >= 2000
     assert {r["uri"] for r in run("gc", "--older-than", "0m", "--json")["removed"]} == {str(young)}
 
 
 def test_gc_leaves_alone_what_a_process_is_claiming(run: Run, root: Path, job) -> None:
-    ended = job("c", "ended")
+    ended = job("c", False)
     (root / ".locks").mkdir(exist_ok=True)
     with open(root / ".locks" / ended.name, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
