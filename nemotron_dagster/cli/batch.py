@@ -41,7 +41,8 @@ def submit_detached(wanted: Wanted, as_json: bool) -> None:
     Raises:
         PayloadNotBuilt, ConfigError, ProfileError, PreflightError, ArtifactError, TargetError: nothing was submitted.
     """
-    from nemotron_dagster.jobs.run import Request, job_key, submit
+    from nemotron_dagster.jobs.prepare import Request
+    from nemotron_dagster.jobs.run import job_key, submit
     from nemotron_dagster.jobs.target import make_target
 
     refuse_planned(wanted.step)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from nemotron_dagster.artifacts.delivery import check as check_delivery
-from nemotron_dagster.artifacts.localize import local_path
+from nemotron_dagster.artifacts.localize import bound_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
@@ -87,6 +87,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
     if wanted.force_squash:
         settings = environment.profile(profile) if profile else {}
         _knows_squash(project, str(settings.get("executor") or "local"))
+    given = upstream(project, step)
     spec = compile_on(
         project,
         step,
@@ -96,7 +97,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         mode=wanted.mode,
         environment=environment,
         passthrough=wanted.passthrough,
-        offered={name: str(local_path(ref)) for name, ref in upstream(project, step).items()},
+        offered={p.name: str(bound_path(p, given[p.name])) for p in step.consumes if p.name in given},
         allow_unknown=wanted.allow_unknown,
         argv=wanted.typed,
         here=working_directory(),

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 import pydantic
 
-from nemotron_dagster.artifacts.localize import local_path
+from nemotron_dagster.artifacts.localize import bound_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
-from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results
+from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results, unpublished_results
 from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecutionInterruptedError
 from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
+from nemotron_dagster.dagster.partitions import one_partition
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
 from nemotron_dagster.jobs.ledger import Record
-from nemotron_dagster.jobs.run import Request, cancel, code_digest, run_step
+from nemotron_dagster.jobs.prepare import Request, code_digest
+from nemotron_dagster.jobs.run import cancel, run_step
 from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
@@ -61,9 +63,12 @@ def step_config(configs: tuple[str, ...], default: str) -> type[StepConfig]:
     return pydantic.create_model("StepConfig", __base__=StepConfig, config=(kind, pydantic.Field(default=default)))
 
 
-def pipeline_assets(project: Project, pipeline: Pipeline, root: "Place") -> list[dg.AssetsDefinition]:
-    """One asset per node; ``root`` is the artifact root."""
-    return [_asset(project, pipeline, node, root) for node in pipeline.nodes.values()]
+def pipeline_assets(
+    project: Project, pipeline: Pipeline, root: "Place", partitions: Mapping[str, dg.PartitionsDefinition] | None = None
+) -> list[dg.AssetsDefinition]:
+    """One asset per node; ``root`` is the artifact root, ``partitions`` those of the asset keys that have some."""
+    nodes = pipeline.nodes.values()
+    return [_asset(project, pipeline, node, root, (partitions or {}).get("/".join(node.key))) for node in nodes]
 
 
 def broken_steps(catalog: Catalog) -> list[dg.AssetSpec]:
@@ -83,7 +88,9 @@ def broken_steps(catalog: Catalog) -> list[dg.AssetSpec]:
     ]
 
 
-def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> dg.AssetsDefinition:
+def _asset(
+    project: Project, pipeline: Pipeline, node: Node, root: "Place", partitions: dg.PartitionsDefinition | None
+) -> dg.AssetsDefinition:
     step = node.step
     produced = step.produces[0]
     types = {p.name: p.type for p in step.consumes}
@@ -95,6 +102,7 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
 
     @dg.asset(
         key=key,
+        partitions_def=partitions,
         check_specs=check_specs(key, step),
         ins={
             port: dg.AssetIn(key=dg.AssetKey(list(source)), metadata={"accepts": types[port]})
@@ -134,7 +142,8 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
             if screen:
                 screen.finished(name, error)
         if error is not None:
-            yield from lock_results(key, locked if any(r.refuses for r in locked) else [])
+            part = context.partition_key if context.has_partition_key else None
+            yield from unpublished_results(key, step, locked, inputs, root, part, error)
             raise failure(error) from error
         yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content))
         yield from lock_results(key, locked)
@@ -154,10 +163,11 @@ def _materialize(
     reporter: DagsterReporter,
     locked: list[Result],
 ) -> tuple[ArtifactRef, dict[str, ArtifactRef]]:
+    partition = one_partition(context, node.name, inputs)
     environment = load_environment(project.root)
     name = config.profile or context.run.tags.get("nemotron/profile") or node.profile or profile.name
     given = {port: ref for port, ref in inputs.items() if ref is not None}
-    upstream = {port: str(local_path(ref)) for port, ref in given.items()}
+    upstream = {p.name: str(bound_path(p, given[p.name])) for p in node.step.consumes if p.name in given}
     in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
     paths = {p.bind: node.paths[p.name] for p in node.step.consumes if p.bind and p.name in node.paths}
     spec = compile_on(
@@ -180,7 +190,8 @@ def _materialize(
     wired = {**node.inputs, **{port: "/".join(key) for port, key in node.assets.items()}}
     lacking = [p for p in wired if p not in given and p not in spec.external]
     if lacking and not in_catalog:
-        raise PreflightError(f"{node.name}: {wired[lacking[0]]} was never materialized. Materialize it first.")
+        of = f", partition {partition}," if partition else ""
+        raise PreflightError(f"{node.name}: {wired[lacking[0]]}{of} was never materialized. Materialize it first.")
     used = {port: given[port] for port in spec.bound}
     for port, ref in used.items():
         reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
@@ -202,6 +213,7 @@ def _materialize(
         identity=(context.run.root_run_id if retried else None) or context.run.run_id,
         inputs=used,
         artifact_root=root,
+        partition=partition,
         run=context.run.run_id,
     )
 
