@@ -177,7 +177,7 @@ class SlurmTarget:
 def tunnel(settings: Any) -> str:
     """How the cluster is reached."""
     if settings.tunnel:
-        return settings.tunnel
+        return str(settings.tunnel)
     own = {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
     return "ssh" if settings.host and settings.host not in own else "local"
 
