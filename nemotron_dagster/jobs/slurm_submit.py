@@ -46,10 +46,11 @@ known() {
   read -r began name <"$job/attempt"
   tries=0
   while :; do
-    seen=$(squeue -h -t all -u "$(id -u)" -n "$name" -o %A) || return 3
+    seen=$(squeue -h -t all -u "$(id -u)" -n "$name" -o '%A|%T') || return 3
     since=now-$(( $(date +%s) - began + 3600 ))
-    [ -n "$seen" ] || seen=$(sacct -X -n -P --name "$name" -S "$since" -o JobIDRaw 2>/dev/null)
-    if [ -n "$seen" ]; then printf '%s\\n' "$seen" | sort -n | head -n 1; return 0; fi
+    [ -n "$seen" ] || seen=$(sacct -X -n -P --name "$name" -S "$since" -o JobIDRaw,State 2>/dev/null)
+    seen=$(printf '%s\\n' "$seen" | grep -v '|FAILED$' | sort -n | head -n 1)  # Slurm keeps those that it refused
+    if [ -n "$seen" ]; then printf '%s\\n' "${seen%%|*}"; return 0; fi
     tries=$((tries + 1))
     [ "$tries" -lt 4 ] && [ $(( $(date +%s) - began )) -lt 30 ] || return 0
     sleep 1
