@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from nemotron_dagster.config.references import reveal
 from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import TargetError
 from nemotron_dagster.jobs.ledger import Order, Record
+from nemotron_dagster.jobs.packaging import git_state, package
 from nemotron_dagster.jobs.submission import here, moved, submission
 from nemotron_dagster.jobs.target import Submission, Target
 from nemotron_dagster.project import Project, bundled
@@ -54,6 +55,7 @@ class Request:
 
 
 def record_of(
+    project: Project,
     target: Target,
     request: Request,
     key: str,
@@ -81,6 +83,7 @@ def record_of(
         settings=json.loads(json.dumps(redact(spec.train), default=str)),
         delivery={"key": given.key, "path": str(given.path), "force": given.force} if given else None,
         resumable=spec.step.resumable,
+        git=git_state(project),
         locks=tuple(asdict(r) for r in locks),
     )
     private = ("env_vars", "startup_commands", "run_command", "setup_lines")
@@ -106,6 +109,7 @@ def submission_of(
     place: Slot,
     python: str,
     relocation: Relocation | None,
+    say: Callable[[str], None],
 ) -> Submission:
     """The job as the target gets it: its layout there, its inputs and its code brought there."""
     spec = request.spec
@@ -123,7 +127,9 @@ def submission_of(
     if relocation is None:
         return job
     visible = (str(place.staging), *(str(p) for p in used)) if target.shares_files else ()
-    return replace(job, visible=visible, code=_code(project, spec))
+    return replace(
+        job, visible=visible, code=package(project, spec.step, spec.environment, project.state / "code", say)
+    )
 
 
 def follow_up(record: Record, number: int) -> Submission:
@@ -170,12 +176,6 @@ def code_digest(step: Step) -> str:
                 state.update(file.relative_to(root).as_posix().encode() + b"\0")
                 state.update(file.read_bytes())
     return state.hexdigest()
-
-
-def _code(project: Project, spec: JobSpec) -> Path | None:
-    from nemotron_dagster.jobs.packaging import package
-
-    return package(project, spec.step, spec.environment, project.state / "code")
 
 
 def written(job: Submission) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.delivery import Delivery
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, NemotronError, PayloadNotBuilt
+from nemotron_dagster.jobs.causes import likely_cause, tail_of
 from nemotron_dagster.jobs.ledger import Ledger, Order, Record
 from nemotron_dagster.jobs.messages import Reporter, read_messages
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
@@ -125,6 +126,7 @@ def publish_output(record: Record, handle: JobHandle, place: Slot) -> ArtifactRe
         created=now(),
         job=handle.as_dict(),
         settings=dict(order.settings),
+        git=dict(order.git or {}),
         counts=fingerprints.counts(len(files), headline(order.type, facts, reported)),
     )
     return publish(place, replace(manifest, **fingerprints.of(facts, reported, order.known)))
@@ -143,12 +145,13 @@ def failure(record: Record, step: Step | None, status: Status, place: Slot, log:
         recovery = last.get("recovery") or known.get("recovery") or ""
         kind = PayloadNotBuilt if status.exit_code == NOT_BUILT else JobFailed
         return kind(f"{order.step}: {last.get('message')}\n{recovery}".strip() + f"\n{where}")
-    tail = "\n".join(log.decode("utf-8", errors="replace").splitlines()[-12:])
+    cause = likely_cause(status.raw or status.state, status.exit_code, log.decode("utf-8", errors="replace"))
     how = status.reason or f"exit code {status.exit_code}"
     again = (
         "Run it again to continue from its last checkpoint." if order.resumable else "Mend the cause and run it again."
     )
-    return JobFailed(f"{order.step}: the job failed ({how}).\n{tail}\n{where}. {again}")
+    told_by = f"Likely cause: {cause}\n" if cause else ""
+    return JobFailed(f"{order.step}: the job failed ({how}).\n{told_by}{tail_of(log)}\n{where}. {again}")
 
 
 def _words(status: Status) -> str:

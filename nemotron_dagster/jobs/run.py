@@ -170,11 +170,11 @@ def submit(
         if place.output.is_dir() and any(place.output.iterdir()):
             reporter.note("continuing from what an earlier, unfinished job of this spec left behind")
         place.output.mkdir(parents=True, exist_ok=True)
-        record = record_of(target, request, key, place, code, results)
+        record = record_of(project, target, request, key, place, code, results)
         inputs = [ref.uri for ref in request.inputs.values()]  # `artifacts gc` leaves them alone
         owner = {"key": key, "record": str(book.root / "open" / f"{key}.json"), "code": code, "inputs": inputs}
         write_json(place.owner, owner)
-        job = submission_of(project, target, request, key, place, python, relocation)
+        job = submission_of(project, target, request, key, place, python, relocation, reporter.note)
         record = book.put(replace(record, job=written(job), references=references(spec)))
         try:
             handle = target.submit(job)

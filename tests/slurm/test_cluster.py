@@ -21,12 +21,17 @@ def test_jobs_end_in_the_states_that_slurm_knows(slurm: Cluster) -> None:
         submit("exit 7"): ("FAILED", "7:0"),
         submit("kill -SEGV $$"): ("FAILED", "0:11"),
         submit("srun -n2 sh -c 'exit $((SLURM_PROCID * 5))'", "-n2"): ("FAILED", "5:0"),
-        submit("sleep 300", "--time=0:10"): ("TIMEOUT", "0:0"),
+        (late := submit("sleep 300")): ("TIMEOUT", "0:0"),
         submit("sleep 300", "--job-name=cancelled"): ("CANCELLED", "0:0"),
     }
+    succeeds = next(iter(wanted))
     refused = submit("true", "--nodes=9")
+    never = submit("true", f"--dependency=afternotok:{succeeds}", "--kill-on-invalid-dep=yes")
     slurm.command("scancel", "--name=cancelled")
+    slurm.wait(late, "RUNNING")
+    slurm.expire(late)
     assert {i: (j.state, j.exit_code) for i in wanted for j in [slurm.wait(i, seconds=200)]} == wanted
+    assert slurm.wait(never).state == "CANCELLED"
     assert slurm.wait(refused, "PENDING").reason == "PartitionNodeLimit"
     slurm.command("scancel", str(refused))
 
