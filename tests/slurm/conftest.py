@@ -9,11 +9,15 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import places
+import processes
 import pytest
 from cluster import Cluster
+from places import Place
 from sshd import Sshd
 
 _HERE = Path(__file__).parent
@@ -67,3 +71,25 @@ def on_cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
     return slurm
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place for control sockets of the test alone, short enough for them; connections that are left are ended."""
+    with tempfile.TemporaryDirectory(prefix="nemo", dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+        processes.end(processes.that_name(folder))
+
+
+@pytest.fixture(params=["local", "ssh"])
+def place(request: pytest.FixtureRequest, slurm: Cluster, sockets: Path, tmp_path: Path) -> Place:
+    """The shared cluster, from its login node and over SSH."""
+    if request.param == "local":
+        return places.here(slurm, tmp_path, request.getfixturevalue("monkeypatch"))
+    return places.over_ssh(slurm, tmp_path, request.getfixturevalue("login"))
+
+
+@pytest.fixture
+def local_place(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return places.here(slurm, tmp_path, monkeypatch)

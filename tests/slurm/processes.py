@@ -85,3 +85,17 @@ def of_cluster(root: Path) -> list[int]:
         if ours:
             found.append(pid)
     return found
+
+
+def that_name(text: str) -> list[int]:
+    """Every process with ``text`` in its command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and alive(int(entry.name)):
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in line:
+                found.append(int(entry.name))
+    return found
