@@ -16,6 +16,12 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
+def environ(environ: dict[str, str], sockets: Path) -> dict[str, str]:
+    """Connections that a command leaves behind are ended with the test."""
+    return {**environ, "XDG_RUNTIME_DIR": str(sockets)}
+
+
+@pytest.fixture
 def cluster_project(project: Path, place: Place) -> Path:
     """The test project, in a directory with a space in its name, and the profile ``cluster``."""
     root = project.rename(project.with_name("a project"))
