@@ -2,9 +2,9 @@
 
 # No `from __future__ import annotations`: Dagster reads the config class from the annotation itself.
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
@@ -16,15 +16,16 @@ from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
+from nemotron_dagster.dagster.adopt import adopted, inputs_of, noted, publish_adopted
 from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results, unpublished_results
-from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecutionInterruptedError
+from nemotron_dagster.dagster.handover import Bond
+from nemotron_dagster.dagster.internals import DagsterExecutionInterruptedError
 from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
 from nemotron_dagster.dagster.partitions import one_partition
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
-from nemotron_dagster.jobs.ledger import Record
 from nemotron_dagster.jobs.prepare import Request, code_digest
-from nemotron_dagster.jobs.run import cancel, run_step
+from nemotron_dagster.jobs.run import run_step
 from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
@@ -32,8 +33,6 @@ from nemotron_dagster.project import Project
 
 if TYPE_CHECKING:
     from nemotron_dagster.artifacts.places import Place
-
-_JOB_TAG = f"{HIDDEN_TAG_PREFIX}nemotron/job/"  # the UI leaves it out: nobody reads a handle there
 
 
 class EnvProfile(dg.ConfigurableResource[None]):
@@ -54,6 +53,7 @@ class StepConfig(dg.Config):
     overrides: dict[str, Any | None] = pydantic.Field({}, description="Config keys (dotted or nested), their values.")
     passthrough: list[str] = pydantic.Field([], description="Arguments handed to step.py as they are.")
     allow_unknown: bool = pydantic.Field(False, description="Accept override keys that the config does not have.")
+    new: bool = pydantic.Field(False, description="Submit a job even where one of the very same spec is unfinished.")
 
 
 @functools.cache
@@ -102,6 +102,8 @@ def _asset(
 
     @dg.asset(
         key=key,
+        pool=_pool(project, node),
+        output_required=False,  # a run that adopts a job may find that another has recorded it
         partitions_def=partitions,
         check_specs=check_specs(key, step),
         ins={
@@ -131,23 +133,44 @@ def _asset(
         reporter = DagsterReporter(context, screen.started(name) if screen else None)
         error: NemotronError | None = None
         locked: list[Result] = []
-        try:
-            ref, used = _materialize(project, node, root, context, config, profile, inputs, reporter, locked)
-        except NemotronError as e:
-            error = e
-        except DagsterExecutionInterruptedError:
-            error = Cancelled(f"{name}: interrupted.")
-            raise
-        finally:
-            if screen:
-                screen.finished(name, error)
-        if error is not None:
-            part = context.partition_key if context.has_partition_key else None
-            yield from unpublished_results(key, step, locked, inputs, root, part, error)
-            raise failure(error) from error
-        yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content))
-        yield from lock_results(key, locked)
-        yield from publication_results(key, step, ref, used)
+        gone: list[str] = []
+        with ExitStack() as watching:
+            bond = Bond(project, context, node.name, key, reporter.note, watching)
+            try:
+                left = adopted(project, context, key)
+                if left is None:
+                    ref, used = _materialize(
+                        project, node, root, context, config, profile, inputs, reporter, locked, bond
+                    )
+                else:
+                    bond.adopts, locked = True, noted(left)
+                    used, gone = inputs_of(left)
+                    inputs = dict(used)
+                    ref = publish_adopted(bond, left, step, reporter)
+            except NemotronError as e:
+                error = e
+            except DagsterExecutionInterruptedError:
+                error = bond.interrupted()
+                raise
+            finally:
+                if screen:
+                    screen.finished(name, error)
+            if isinstance(error, Cancelled):
+                bond.end_as_canceled(str(error))
+                raise DagsterExecutionInterruptedError from error  # so that the run ends CANCELED, not FAILURE
+            if error is not None:
+                part = context.partition_key if context.has_partition_key else None
+                yield from unpublished_results(key, step, locked, inputs, root, part, error)
+                raise failure(error, bond.metadata()) from error
+            with bond.recording() as mine:
+                if mine:
+                    yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content), metadata=bond.metadata())
+                else:
+                    reporter.note(
+                        "another run records what this job made; this one adds nothing to the asset's history"
+                    )
+            yield from lock_results(key, locked)
+            yield from publication_results(key, step, ref, used, gone)
 
     return materialize
 
@@ -162,6 +185,7 @@ def _materialize(
     inputs: Mapping[str, ArtifactRef | None],
     reporter: DagsterReporter,
     locked: list[Result],
+    bond: Bond,
 ) -> tuple[ArtifactRef, dict[str, ArtifactRef]]:
     partition = one_partition(context, node.name, inputs)
     environment = load_environment(project.root)
@@ -196,15 +220,6 @@ def _materialize(
     for port, ref in used.items():
         reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
     target = make_target(project, name, spec.environment)
-    submitted: list[Record] = []
-
-    def record(found: Record) -> None:
-        submitted.append(found)
-        handle = found.handle
-        assert handle is not None
-        context.log.info(f"job {found.key} on {handle.target}: {handle.directory}")
-        context.instance.add_run_tags(context.run.run_id, {_JOB_TAG + node.name: json.dumps(handle.as_dict())})
-
     tags = context.run.tags
     retried = "dagster/is_resume_retry" in tags or "dagster/retry_number" in tags
     request = Request(
@@ -215,23 +230,24 @@ def _materialize(
         artifact_root=root,
         partition=partition,
         run=context.run.run_id,
+        new=config.new,
     )
 
-    def terminated() -> bool:
-        run = context.instance.get_run_by_id(context.run.run_id)
-        return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run_step(project, target, request, reporter, bond.submitted, bond.terminated, locked.extend), used
 
+
+def _pool(project: Project, node: Node) -> str | None:
+    """The concurrency pool of a node that always runs on one cluster: named by it; None where nobody is asked.
+
+    A profile that does not resolve here has none: the run tells what is wrong with it.
+    """
+    if node.profile is None:
+        return None
     try:
-        return run_step(project, target, request, reporter, record, terminated, locked.extend), used
-    except DagsterExecutionInterruptedError:
-        # If only the worker dies, the job stays for its successor to adopt.
-        if submitted and (terminal() is not None or terminated()):
-            cancel(project, target, submitted[-1])
-        raise
-    except Cancelled as e:
-        if terminated():
-            raise DagsterExecutionInterruptedError from e  # so that the run ends CANCELED, not FAILURE
-        raise
+        cluster = make_target(project, node.profile, load_environment(project.root).profile(node.profile)).cluster
+    except NemotronError:
+        return None
+    return re.sub(r"[^A-Za-z0-9_]+", "_", cluster).strip("_") or None
 
 
 def _kinds(pipeline: Pipeline, step: Step) -> set[str]:

@@ -55,10 +55,13 @@ def lock_results(key: dg.AssetKey, results: Iterable[Result]) -> Iterator[dg.Ass
 
 
 def publication_results(
-    key: dg.AssetKey, step: Step, ref: ArtifactRef, inputs: Mapping[str, ArtifactRef]
+    key: dg.AssetKey, step: Step, ref: ArtifactRef, inputs: Mapping[str, ArtifactRef], gone: Sequence[str] = ()
 ) -> Iterator[dg.AssetCheckResult]:
-    """What is to be said once the artifact is published."""
-    if step.consumes:
+    """What is to be said once the artifact is published; ``gone`` says which inputs can no longer be looked at."""
+    if gone:
+        text, warn = f"Cannot be told any more: {'; '.join(gone)}", dg.AssetCheckSeverity.WARN
+        yield dg.AssetCheckResult(passed=False, asset_key=key, check_name=UNCHANGED, severity=warn, description=text)
+    elif step.consumes:
         passed, text = unchanged(inputs)
         yield dg.AssetCheckResult(passed=passed, asset_key=key, check_name=UNCHANGED, description=text)
     passed, text = whole(ref, deep=ref.manifest.bytes <= _DEEP)

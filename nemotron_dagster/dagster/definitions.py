@@ -16,8 +16,11 @@ import dagster as dg
 
 from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
+from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.dagster.assets import EnvProfile, broken_steps, pipeline_assets
 from nemotron_dagster.dagster.io_managers import io_managers
+from nemotron_dagster.dagster.profile_resources import profile_resources
+from nemotron_dagster.dagster.sensors import detached_jobs
 from nemotron_dagster.errors import ConfigError, NemotronError, PreflightError, did_you_mean
 from nemotron_dagster.pipelines import CATALOG, Pipeline, catalog_pipeline, load_pipelines
 from nemotron_dagster.project import Project
@@ -53,10 +56,16 @@ def _build(project: Project, partitions: tuple[tuple[str, dg.PartitionsDefinitio
         for p in pipelines
         if p.name != CATALOG
     ]
+    ours = frozenset(n.key for p in pipelines for n in p.nodes.values())
     return dg.Definitions(
         assets=[*assets, *broken_steps(catalog)],
         jobs=jobs,
-        resources={**io_managers(catalog.types, root), "profile": EnvProfile()},
+        sensors=[detached_jobs(project, ours)],
+        resources={
+            **io_managers(catalog.types, root),
+            **profile_resources(project, load_environment(project.root)),
+            "profile": EnvProfile(),
+        },
         executor=dg.in_process_executor,
     )
 

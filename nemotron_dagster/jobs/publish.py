@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,16 +62,19 @@ def finish(
         if not target.shares_files and published(place) is None:
             reporter.note(f"fetching the output from {target.job_directory(record.key)}")
             target.collect(handle, place.output)
+        ledger.owe(record.key)
         try:
             ref = publish_output(record, handle, place)
         except InvalidOutput as e:
             ledger.change(record.key, phase="failed", status=status, error=str(e))
+            ledger.recorded(record.key)
             raise
-    given = record.order.delivery
-    if given is not None:
-        wanted = Delivery(str(given["key"]), Path(str(given["path"])), bool(given["force"]))
-        reporter.log(f"{delivery.said(delivery.deliver(wanted, ref), ref)}\n".encode())
-    ledger.change(record.key, phase="published", status=status, uri=ref.uri)
+        given = record.order.delivery
+        if given is not None:
+            wanted = Delivery(str(given["key"]), Path(str(given["path"])), bool(given["force"]))
+            if not delivery.delivered(wanted, ref):
+                reporter.log(f"{delivery.said(delivery.deliver(wanted, ref), ref)}\n".encode())
+        ledger.change(record.key, phase="published", status=status, uri=ref.uri)
     return ref
 
 
@@ -90,6 +94,8 @@ def publish_output(record: Record, handle: JobHandle, place: Slot) -> ArtifactRe
     order = record.order
     if not place.output.is_dir() and (found := published(place)) is not None:
         return found  # another process that adopted the same job has published it
+    if problem := _gone(place, record.key):
+        raise InvalidOutput(f"{order.step}: job {record.key} ended, but {problem} Run it again.")
     inner = _real(place.output, order.path)
     try:
         facts = artifacts.validate(order.type, place.output / inner)
@@ -152,6 +158,17 @@ def failure(record: Record, step: Step | None, status: Status, place: Slot, log:
     )
     told_by = f"Likely cause: {cause}\n" if cause else ""
     return JobFailed(f"{order.step}: the job failed ({how}).\n{told_by}{tail_of(log)}\n{where}. {again}")
+
+
+def _gone(place: Slot, key: str) -> str:
+    """Why the staged output is not what this submission wrote, or nothing."""
+    if not place.output.is_dir():
+        return f"its output, {place.output}, is gone."
+    try:
+        owner = str(json.loads(place.owner.read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    return "" if owner == key else f"submission {owner} writes to {place.output} since."
 
 
 def _words(status: Status) -> str:

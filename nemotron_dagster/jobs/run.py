@@ -72,8 +72,9 @@ def run_step(
         TargetError: the target refused the job, or could not be reached for long.
     """
     record = submit(project, target, request, reporter, locked)
-    submitted(record)
-    return follow(project, target, record, reporter, unwanted, request.spec.step, request.run)
+    with ledger(project.state).watched(record.key):
+        submitted(record)
+        return follow(project, target, record, reporter, unwanted, request.spec.step, request.run)
 
 
 def follow(
@@ -175,14 +176,15 @@ def submit(
         owner = {"key": key, "record": str(book.root / "open" / f"{key}.json"), "code": code, "inputs": inputs}
         write_json(place.owner, owner)
         job = submission_of(project, target, request, key, place, python, relocation, reporter.note)
-        record = book.put(replace(record, job=written(job), references=references(spec)))
-        try:
-            handle = target.submit(job)
-        except (PreflightError, TargetError) as e:
-            if target_refused(e):
-                book.change(key, phase="failed", error=str(e))
-            raise
-        return book.change(key, phase="submitted", handle=handle)
+        with book.watched(key):  # nobody takes it for one whose submitter was killed
+            record = book.put(replace(record, job=written(job), references=references(spec)))
+            try:
+                handle = target.submit(job)
+            except (PreflightError, TargetError) as e:
+                if target_refused(e):
+                    book.change(key, phase="failed", error=str(e))
+                raise
+            return book.change(key, phase="submitted", handle=handle)
 
 
 def cancel(project: Project, target: Target, record: Record) -> None:
