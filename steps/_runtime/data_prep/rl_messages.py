@@ -46,7 +46,7 @@ def check(row: Mapping[str, Any]) -> None:
     else:
         raise Fault("unknown_row", f"it has {', '.join(row)[:100] or 'no field'}")
     if "tools" in has:
-        _tools(row["tools"])
+        check_tools(row["tools"])
 
 
 def triple(row: Mapping[str, Any]) -> None:
@@ -163,7 +163,12 @@ def _calls(value: Any, at: str) -> set[str]:
     return ids
 
 
-def _tools(value: Any) -> None:
+def check_tools(value: Any) -> None:
+    """Check the functions that a row offers: a list, or one as JSON text.
+
+    Raises:
+        Fault: a function has no name, or parameters that are no JSON Schema.
+    """
     value = _parsed(value, "tools", "bad_tools")
     if not isinstance(value, list):
         raise Fault("bad_tools", f"tools is a {_kind(value)}, not a list")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from _runtime.data_prep import rl_preference
-from _runtime.data_prep.rl_messages import PROMPTS, Fault, check, gym
+from _runtime.data_prep.rl_messages import PROMPTS, Fault, check, check_tools, gym
 
 FORMATS = ("preference", "gym", "verifier", "chat", "prompt")
 PLACEHOLDER = "_hf_placeholder"
@@ -86,6 +86,10 @@ def prepared(row: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mappi
     left_out = 0
     if kind == "preference":
         row, left_out = rl_preference.converted(row, settings["preference_format"])
+        if settings["preference_format"] == "binary":  # and so it was checked whole
+            if row.get("tools") is not None:
+                check_tools(row["tools"])
+            return row, left_out
     elif kind == "gym":
         if settings["default_agent_ref"] and row.get("agent_ref") is None:
             row = {**row, "agent_ref": settings["default_agent_ref"]}
@@ -110,7 +114,7 @@ def asked(row: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     """
     kind = settings["row_format"]
     if kind == "preference":
-        value = row["context"] if row.get("context") is not None else row["prompt"]
+        value = row["prompt" if settings["preference_format"] == "binary" else "context"]
     elif kind == "gym":
         value = row["responses_create_params"]["input"]
     elif kind == "verifier":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -11,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from _runtime.data_prep import rows
 from _runtime.data_prep.placeholders import Target, reference, resolved
@@ -22,8 +22,8 @@ from _runtime.data_prep.rl_splits import MANIFEST, split_for
 from _runtime.data_prep.shards import Job, Made
 
 SUFFIX = {"none": ".jsonl", "zstd": ".jsonl.zst"}
-#: What Python's parser takes and JSON does not have, or may begin half of a surrogate pair, or another line.
-_DOUBT = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]|\r")
+#: What Python's parser takes and JSON does not have, half of a surrogate pair, or what some readers end a line at.
+_DOUBTS = (b"NaN", b"Infinity", b"\\ud", b"\\uD", b"\r")
 
 
 class _Split:
@@ -110,8 +110,6 @@ def _line(
     Raises:
         Fault: the row is not used.
     """
-    from xxhash import xxh3_64_intdigest
-
     row = batch.rows[number]
     made, left_out = _made(row, settings)
     line = _text(batch, number, made)
@@ -151,17 +149,18 @@ def prompt_hash(prompt: Any, seed: int) -> int:
     Raises:
         Fault: it has half of a surrogate pair.
     """
+    if isinstance(prompt, str):
+        try:
+            return xxh3_64_intdigest(prompt.encode(), seed)
+        except UnicodeEncodeError as e:
+            raise Fault("not_json", str(e)[:120]) from None
     import orjson
-    from xxhash import xxh3_64_intdigest
 
     try:
-        if isinstance(prompt, str):
-            data = prompt.encode()
-        else:
-            data = orjson.dumps(_without_nulls(prompt), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-    except (UnicodeEncodeError, orjson.JSONEncodeError) as e:
+        options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+        return xxh3_64_intdigest(orjson.dumps(_without_nulls(prompt), option=options), seed)
+    except orjson.JSONEncodeError as e:
         raise Fault("not_json", str(e)[:120]) from None
-    return xxh3_64_intdigest(data, seed)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -177,16 +176,16 @@ def _text(batch: rows.Batch, number: int, row: Mapping[str, Any]) -> bytes:
     Raises:
         Fault: JSON has no such value.
     """
+    raw = batch.raw[number] if row is batch.rows[number] and batch.raw else None
+    if raw is not None and not any(word in raw for word in _DOUBTS):
+        return raw
     import orjson
 
     try:
-        if row is batch.rows[number] and batch.raw:
-            raw = batch.raw[number]
-            if not _DOUBT.search(raw):
-                return raw
-            again = orjson.loads(raw)
-            return orjson.dumps(again) if b"\r" in raw else raw
-        return orjson.dumps(row)
+        if raw is None:
+            return orjson.dumps(row)
+        again = orjson.loads(raw)
+        return orjson.dumps(again) if b"\r" in raw else raw
     except (orjson.JSONDecodeError, orjson.JSONEncodeError) as e:
         raise Fault("not_json", f"{str(e)[:100]} (NaN, or half of a surrogate pair?)") from None
 
