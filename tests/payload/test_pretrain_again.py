@@ -1,4 +1,4 @@
-"""data_prep/pretrain_prep stopped, damaged, killed and fed from a store: the same bytes come out."""
+"""data_prep/pretrain_prep stopped, damaged, spread over workers and fed from a store: the same bytes come out."""
 
 from __future__ import annotations
 
@@ -145,6 +145,13 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(prep: Prep)
     assert error["name"] == "disk_full" and "Traceback" not in done.stderr
     prep.run("out", num_shards=3, workers=1)
     assert prep.content("out") == prep.content("calm")
+
+
+def test_here_in_workers_and_on_ray_the_same_bytes_are_made(prep: Prep) -> None:
+    prep.run("here", workers=1)
+    prep.run("workers", workers=3)
+    prep.run("ray", launch="ray", workers=2)
+    assert prep.content("here") == prep.content("workers") == prep.content("ray")
 
 
 def test_files_that_were_added_cost_only_their_own_work(prep: Prep) -> None:
