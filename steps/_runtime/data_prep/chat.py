@@ -197,3 +197,10 @@ def _call(call: Any, n: int) -> dict[str, Any]:
         raise Rejected("bad_tool_call", f"message {n}: the arguments of {function['name']} are no object")
     function = {**function, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
+
+
+def without_nulls(value: Any) -> Any:
+    """Without the fields that are null at any depth: Parquet gives every row the fields of all rows."""
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
