@@ -26,9 +26,7 @@ _tells: Any = None  # a worker's end of the queue of progress
 class Launch(Protocol):
     """Makes shards in any order and yields each receipt when its files are in place."""
 
-    def __call__(
-        self, tasks: Sequence[Task], work: Work, settings: Mapping[str, Any], tell: Tell
-    ) -> Iterator[tuple[Task, Receipt]]: ...
+    def __call__(self, tasks: Sequence[Task], work: Work, tell: Tell) -> Iterator[tuple[Task, Receipt]]: ...
 
 
 def cores() -> int:
@@ -51,11 +49,11 @@ def choose(cfg: Mapping[str, Any], tasks: Sequence[Task]) -> Launch:
     return here if count <= 1 or small else Processes(count)
 
 
-def here(tasks: Sequence[Task], work: Work, settings: Mapping[str, Any], tell: Tell) -> Iterator[tuple[Task, Receipt]]:
+def here(tasks: Sequence[Task], work: Work, tell: Tell) -> Iterator[tuple[Task, Receipt]]:
     """One shard after the other in this process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for task in tasks:
-        yield task, make(task, work, settings, tell)
+        yield task, make(task, work, tell)
 
 
 class Processes:
@@ -64,18 +62,14 @@ class Processes:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def __call__(
-        self, tasks: Sequence[Task], work: Work, settings: Mapping[str, Any], tell: Tell
-    ) -> Iterator[tuple[Task, Receipt]]:
+    def __call__(self, tasks: Sequence[Task], work: Work, tell: Tell) -> Iterator[tuple[Task, Receipt]]:
         context = multiprocessing.get_context("spawn")  # fork would copy threads' locks
         tells = context.Queue()
         environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
         pool = ProcessPoolExecutor(self.count, context, _begin, (tells, os.getpid(), environment))
         try:
             largest_first = sorted(tasks, key=lambda t: -t.shard.bytes)  # a long one last would run alone
-            waiting: dict[Future[Any], Task] = {
-                pool.submit(_attempt, task, work, dict(settings)): task for task in largest_first
-            }
+            waiting: dict[Future[Any], Task] = {pool.submit(_attempt, task, work): task for task in largest_first}
             while waiting:
                 finished, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 with contextlib.suppress(queue.Empty):
@@ -102,9 +96,7 @@ class Ray:
     def __init__(self, address: str | None, count: int | None) -> None:
         self.address, self.count = address, count
 
-    def __call__(
-        self, tasks: Sequence[Task], work: Work, settings: Mapping[str, Any], tell: Tell
-    ) -> Iterator[tuple[Task, Receipt]]:
+    def __call__(self, tasks: Sequence[Task], work: Work, tell: Tell) -> Iterator[tuple[Task, Receipt]]:
         from _runtime.curate.local_ray import prepare_environment
 
         prepare_environment()
@@ -112,7 +104,7 @@ class Ray:
 
         with self._cluster(ray):
             remote = ray.remote(num_cpus=1, max_retries=3)(_attempt)
-            waiting = {remote.remote(task, work, dict(settings)): task for task in tasks}
+            waiting = {remote.remote(task, work): task for task in tasks}
             while waiting:
                 finished, _ = ray.wait(list(waiting), num_returns=1)
                 for reference in finished:
@@ -167,7 +159,7 @@ def _begin(tells: Any, parent: int, environment: Mapping[str, str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _attempt(task: Task, work: Work, settings: Mapping[str, Any]) -> tuple[str, Any]:
+def _attempt(task: Task, work: Work) -> tuple[str, Any]:
     """``make``, with an error as a value: an exception would lose its fields on the way."""
 
     def tell(rows: int, tokens: int, size: int) -> None:
@@ -176,7 +168,7 @@ def _attempt(task: Task, work: Work, settings: Mapping[str, Any]) -> tuple[str, 
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return "receipt", make(task, work, settings, tell)
+        return "receipt", make(task, work, tell)
     except PayloadError as e:
         return "error", (e.name, e.message, e.recovery)
 

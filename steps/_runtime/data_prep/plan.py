@@ -66,6 +66,7 @@ class Plan:
     settings: Mapping[str, Any]
     shards: tuple[Shard, ...]
     digest: str
+    asked: int = 0  # num_shards of the config; further files may have added some
 
     @property
     def files(self) -> list[SourceFile]:
@@ -79,6 +80,7 @@ class Plan:
             "plan_hash": self.digest,
             "dataset_name": self.dataset,
             "num_shards": len(self.shards),
+            "num_shards_asked": self.asked,
             "settings": dict(self.settings),
             "files": [f.to_json() for f in self.files],
             "file_assignments": [
@@ -112,7 +114,7 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
         )
         for a in data["file_assignments"]
     )
-    return Plan(data["dataset_name"], data["settings"], shards, data["plan_hash"])
+    return Plan(data["dataset_name"], data["settings"], shards, data["plan_hash"], data["num_shards_asked"])
 
 
 def make_plan(
@@ -123,7 +125,7 @@ def make_plan(
     *,
     seed: int = 0,
     ends: Mapping[str, int] | None = None,
-    previous: Plan | None = None,
+    previous: Sequence[Plan] = (),
 ) -> Plan:
     """Deal ``files`` to ``num_shards`` shards.
 
@@ -131,8 +133,8 @@ def make_plan(
         settings: everything beside the rows that changes the output, as JSON: fingerprints, never paths.
         ends: path -> how much of the file is used (see ``Slice.end``); files that are not in it are used whole, and
             an end of 0 leaves a file out.
-        previous: an earlier plan with the same settings whose files are all still here: its shards are kept as they
-            are, and only files that it lacks are dealt, to further shards.
+        previous: earlier plans. The one with most files, among those with the same settings whose files are all still
+            here, keeps its shards as they are, and only files that it lacks are dealt, to further shards.
 
     Returns:
         The plan; shards that got nothing have no slices.
@@ -140,28 +142,28 @@ def make_plan(
     ends = ends or {}
     used = [f for f in files if f.size and ends.get(f.path, 1)]
     kept: tuple[Shard, ...] = ()
-    if previous is not None and _extends(previous, used, settings, ends):
-        known = {tuple(f.identity) for f in previous.files}
-        kept = _moved(previous.shards, used)
+    asked = num_shards
+    fitting = [p for p in previous if p.asked == asked and _extends(p, used, settings, ends)]
+    if fitting:
+        best = max(fitting, key=lambda p: (len(p.files), p.digest))
+        known = {tuple(f.identity) for f in best.files}
+        kept = _moved(best.shards, used)
         new = [f for f in used if tuple(f.identity) not in known]
-        old_bytes = sum(map(_weight, previous.files)) or 1
-        share = sum(map(_weight, new)) / old_bytes
+        share = sum(map(_weight, new)) / sum(map(_weight, best.files))
         used, num_shards = new, max(1, round(share * len(kept))) if new else 0
     dealt = [
         Shard(len(kept) + i, slices, size, _digest([settings, [s.identity for s in slices]]))
         for i, (slices, size) in enumerate(_deal(used, num_shards, seed, ends))
     ]
     shards = (*kept, *dealt)
-    return Plan(dataset, settings, shards, _digest([settings, [s.digest for s in shards]]))
+    return Plan(dataset, settings, shards, _digest([settings, [s.digest for s in shards]]), asked)
 
 
-def _extends(previous: Plan, files: Sequence[SourceFile], settings: Mapping[str, Any], ends: Mapping[str, int]) -> bool:
+def _extends(plan: Plan, files: Sequence[SourceFile], settings: Mapping[str, Any], ends: Mapping[str, int]) -> bool:
+    """Whether all files of an earlier plan are here, and it used them whole, as it would be done now."""
     here = {tuple(f.identity) for f in files}
-    return (
-        not ends
-        and dict(previous.settings) == dict(settings)
-        and all(tuple(f.identity) in here for f in previous.files)
-    )
+    whole = not ends and all(x.end is None for s in plan.shards for x in s.slices)
+    return whole and dict(plan.settings) == dict(settings) and all(tuple(f.identity) in here for f in plan.files)
 
 
 def _moved(shards: Sequence[Shard], files: Sequence[SourceFile]) -> tuple[Shard, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from _runtime.data_prep import sources
@@ -58,7 +58,7 @@ def read(part: Slice, rejects: Rejects, columns: Sequence[str] | None = None) ->
     """
     if part.file.format == "parquet":
         yield from _parquet(part, columns)
-    elif part.file.format == "json" and part.staged is None and _is_array(part):
+    elif part.file.format == "json" and part.staged is None and is_array(part.file):
         yield from _array(part, rejects)
     else:
         yield from _jsonl(part, rejects)
@@ -124,7 +124,7 @@ def _lines(part: Slice) -> Iterator[tuple[int, bytes | None]]:
             return
         with sources.open_raw(part.file) if part.staged is None else open(part.staged, "rb") as stream:
             size = stream.seek(0, 2)
-            for start, stop in blocks(part, size):
+            for start, stop in blocks(part if part.staged is None else replace(part, end=None), size):
                 yield from _within(stream, start, stop, part)
     except (OSError, EOFError) as e:
         raise sources.unreadable(part.file, str(e)) from None
@@ -145,6 +145,23 @@ def _numbered(stream: BinaryIO, part: Slice) -> Iterator[tuple[int, bytes | None
         if line is None or not line.isspace():
             rows += 1
             yield number, line if line is None else line.strip()
+
+
+def lengths(part: Slice) -> Iterator[tuple[int, bool]]:
+    """Length of every line of a whole file, decompressed, and whether it is blank.
+
+    Raises:
+        PayloadError: the file is damaged.
+    """
+    try:
+        with sources.open_rows(part.file) as stream:
+            while True:
+                line, length = _line(stream)
+                if not length:
+                    return
+                yield length, line is not None and line.isspace()
+    except (OSError, EOFError) as e:
+        raise sources.unreadable(part.file, str(e)) from None
 
 
 def _within(stream: BinaryIO, start: int, stop: int, part: Slice) -> Iterator[tuple[int, bytes | None]]:
@@ -204,8 +221,9 @@ def _parse(line: bytes, at: int, unit: str, part: Slice, rejects: Rejects) -> di
     return None
 
 
-def _is_array(part: Slice) -> bool:
-    with sources.open_raw(part.file) as stream:
+def is_array(file: sources.SourceFile) -> bool:
+    """Whether a ``.json`` file is one array, rather than a row a line."""
+    with sources.open_raw(file) as stream:
         return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 

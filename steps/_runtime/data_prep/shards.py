@@ -21,20 +21,21 @@ from _runtime.data_prep import rejects as rejected
 from _runtime.data_prep.plan import Shard
 from _runtime.payload import PayloadError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 4 << 20
 Tell = Callable[[int, int, int], None]  # rows, tokens and bytes since the last call
 Receipt = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A shard and the folder that it belongs to."""
+    """A shard, the folder that it belongs to, and what its making depends on: the plan's settings, paths, context."""
 
     folder: str
     dataset: str
     plan: str
     shard: Shard
+    settings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -80,13 +81,14 @@ class Made:
 Work = Callable[[Job], Made]
 
 
-def make(task: Task, work: Work, settings: Mapping[str, Any], tell: Tell) -> Receipt:
+def make(task: Task, work: Work, tell: Tell) -> Receipt:
     """Make one shard in this process and bring its files into place; the receipt is returned, not yet written.
 
     Raises:
         PayloadError: bad input, or a full disk.
     """
-    job = Job(task.shard, task.folder, settings, rejected.Rejects(settings.get("on_bad_row", "skip")), tell)
+    rejects = rejected.Rejects(task.settings.get("on_bad_row", "skip"))
+    job = Job(task.shard, task.folder, task.settings, rejects, tell)
     try:
         os.makedirs(os.path.join(task.folder, "receipts"), exist_ok=True)
         made = work(job)
@@ -99,7 +101,7 @@ def make(task: Task, work: Work, settings: Mapping[str, Any], tell: Tell) -> Rec
     except rejected.BadRow as e:
         raise rejected.error(e.reason, e.example) from None
     except OSError as e:
-        if e.errno in _FULL:
+        if e.errno in FULL:
             raise disk_full(task.folder, e) from None
         raise
     return {
@@ -117,8 +119,7 @@ def make(task: Task, work: Work, settings: Mapping[str, Any], tell: Tell) -> Rec
 def run(
     tasks: Sequence[Task],
     work: Work,
-    settings: Mapping[str, Any],
-    launch: Callable[[Sequence[Task], Work, Mapping[str, Any], Tell], Iterator[tuple[Task, Receipt]]],
+    launch: Callable[[Sequence[Task], Work, Tell], Iterator[tuple[Task, Receipt]]],
     tell: Tell,
     done: Callable[[Task, Receipt, bool], None],
 ) -> dict[tuple[str, int], Receipt]:
@@ -137,20 +138,25 @@ def run(
     """
     receipts: dict[tuple[str, int], Receipt] = {}
     waiting = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for task, found in zip(tasks, threads.map(completed, tasks), strict=True):
-            if found is None:
-                waiting.append(task)
-            else:
-                receipts[task.folder, task.shard.index] = found
-                done(task, found, True)
-    for folder in {t.folder for t in waiting}:
-        _sweep(folder)
-    for task, receipt in launch(waiting, work, settings, tell) if waiting else ():
+    for task, found in pending(tasks).items():
+        if found is None:
+            waiting.append(task)
+        else:
+            receipts[task.folder, task.shard.index] = found
+            done(task, found, True)
+    for task, receipt in launch(waiting, work, tell) if waiting else ():
         write_receipt(task, receipt)
         receipts[task.folder, task.shard.index] = receipt
         done(task, receipt, False)
     return receipts
+
+
+def pending(tasks: Sequence[Task]) -> dict[Task, Receipt | None]:
+    """Task -> its receipt where it is done already; what a killed run left half written is removed."""
+    for folder in {t.folder for t in tasks}:
+        _sweep(folder)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return dict(zip(tasks, threads.map(completed, tasks), strict=True))
 
 
 def completed(task: Task) -> Receipt | None:
@@ -190,7 +196,7 @@ def write_whole(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
         os.replace(temporary, file)
     except OSError as e:
-        if e.errno in _FULL:
+        if e.errno in FULL:
             raise disk_full(str(file.parent), e) from None
         raise
 
