@@ -23,16 +23,17 @@ from submissions import book, instance
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+SECRET_THEN_FAILS = """run.env.startup_commands=['export FROM="${oc.env:MY_API_KEY}"', 'false']"""
 COMMANDS = {
-    "ok": ("-b", ""),
-    "code": ("-b", "how=code code=7"),
+    "ok": ("-b",),
+    "code": ("-b", "how=code", "code=7"),
     "gone": ("-b", "how=hang"),
     "time": ("-b", "how=hang"),
     "requeue": ("-b", "how=requeue"),
-    "startup": ("-b", """run.env.startup_commands=['export FROM="${oc.env:MY_API_KEY}"','false']"""),
+    "startup": ("-b", SECRET_THEN_FAILS),
     "refused": ("-b", "run.env.constraint=purple"),
-    "never": ("-b", "run.env.partition=short run.env.time='00:30:00'"),
-    "attached": ("-r", ""),
+    "never": ("-b", "run.env.partition=short", "run.env.time='00:30:00'"),
+    "attached": ("-r",),
     "crashed": ("-r", "how=segv"),
 }
 
@@ -60,8 +61,8 @@ def test_a_planted_secret_is_found_nowhere_however_its_job_ends(
     secrets = jobs / ".nemotron-secrets"
     everywhere = (tmp_path, place.cluster.root)
     asked = {
-        name: ("steps", "run", "behave", f"number={n}", *arguments.split(), how, "cluster")
-        for n, (name, (how, arguments)) in enumerate(COMMANDS.items())
+        name: ("steps", "run", "behave", f"number={n}", *arguments, how, "cluster")
+        for n, (name, (how, *arguments)) in enumerate(COMMANDS.items())
     }
     with listed_processes() as processes:
         commands = Commands(asked, tmp_path / "said", project, environ)
