@@ -43,8 +43,12 @@ def test_a_planted_secret_is_found_nowhere_however_its_job_ends(
     place: Place, project: Path, environ: dict[str, str], nemotron: Run, tmp_path: Path
 ) -> None:
     core = f"planted{uuid.uuid4().hex}"
-    given = {"MY_TOKEN": f"it's $A {core}-1 \"x\" \\", "MY_PASSWORD": f"{core}-2", "MY_API_KEY": f"{core}-3"}
-    seen = {"HF_TOKEN": given["MY_TOKEN"], "URL": f"https://me:{given['MY_PASSWORD']}@host", "FROM": given["MY_API_KEY"]}
+    given = {"MY_TOKEN": f'it\'s $A {core}-1 "x" \\', "MY_PASSWORD": f"{core}-2", "MY_API_KEY": f"{core}-3"}
+    seen = {
+        "HF_TOKEN": given["MY_TOKEN"],
+        "URL": f"https://me:{given['MY_PASSWORD']}@host",
+        "FROM": given["MY_API_KEY"],
+    }
     behaving(
         project,
         place,

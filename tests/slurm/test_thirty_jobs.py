@@ -147,7 +147,7 @@ def test_every_job_ends_in_its_state_with_its_code_and_its_message(
 
 
 def _kind(name: str) -> str:
-    return name.split("-")[0]
+    return name.partition("-")[0]
 
 
 def _interfere(place: Place, project: Path, asked: dict[str, tuple[str, ...]]) -> None:

@@ -18,7 +18,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def test_a_model_is_trained_by_two_nodes_together(local_place: Place, project: Path, nemotron: Run) -> None:
     profile = {**local_place.profile, "python": payload_python("train"), "mem": "3000", "time": "00:20:00"}
     (project / "env.toml").write_text(tomli_w.dumps({"twonodes": profile}))
-    asked = ("run.env.nodes=2", "step_scheduler.max_steps=20", "--json")
+    asked = ("run.env.nodes=2", "step_scheduler.max_steps=20", "step_scheduler.local_batch_size=24", "--json")
     done = nemotron("steps", "run", "sft/automodel", "-c", "tiny", "-r", "twonodes", *asked, cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
     [told] = json.loads(done.stdout)
