@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nemotron_dagster.errors import NemotronError, TargetError, UsageError
 from nemotron_dagster.jobs.board import board
+from nemotron_dagster.jobs.chain import Ended, give_up, submit_again
 from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Target, make_target
 from nemotron_dagster.project import Project
@@ -123,7 +124,8 @@ def located(project: Project, record: Record) -> Record:
 def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
     """The submissions that have ended, that nobody watches, and whose end is not in Dagster's history yet.
 
-    ``note`` is told what could not be looked at, once per reason. Cheap where nothing is open.
+    A job that its scheduler lost before it began is submitted again on the way. ``note`` is told of that, and what
+    could not be looked at, once per reason. Cheap where nothing is open.
     """
     book, problems = ledger(project.state), list[str]()
     records = []
@@ -134,6 +136,9 @@ def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
             except NemotronError as e:
                 problems.append(str(e))
     sights = look(project, [r for r in records if r.phase in OPEN])
+    for i, sight in enumerate(sights):
+        if sight.ended and sight.status is not None and sight.status.never_began:
+            sights[i] = _submitted_again(project, sight, note)
     for problem in dict.fromkeys([*problems, *(s.problem for s in sights if s.problem)]):
         note(problem)
     known = {s.record.key for s in sights}
@@ -142,6 +147,18 @@ def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
         if left is not None and left.phase == "published" and book.orphaned(key):
             sights.append(Sight(left, left.status))
     return [s for s in sights if s.ended or s.record.phase == "published"]
+
+
+def _submitted_again(project: Project, sight: Sight, note: Callable[[str], None]) -> Sight:
+    """The submission with another job; as it was, where there cannot be one: who publishes it then tells why."""
+    book, record = ledger(project.state), sight.record
+    try:
+        now = submit_again(target_of(project, record), book, record, lambda text: note(f"{record.key}: {text}"))
+    except Ended:
+        return sight
+    except NemotronError as e:
+        return Sight(record, sight.status, str(e))
+    return Sight(now, None)
 
 
 def cancel(
@@ -170,6 +187,8 @@ def cancel(
     if handle is None:
         return book.change(record.key, phase="cancelled", error=f"{record.order.step}: cancelled before it had a job.")
     status: Status | None = target.statuses([handle])[handle.key]
+    if status is not None and status.never_began:
+        handle, status = give_up(target, record, handle, status)
     if status is not None and not status.state.final:
         target.cancel(handle)
         asked()
