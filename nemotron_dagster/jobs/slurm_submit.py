@@ -234,6 +234,7 @@ _ABANDON = """
 export LC_ALL=C
 name=
 [ ! -s "$job/attempt" ] || read -r began name <"$job/attempt"
+mkdir -p "$job" || exit 5
 [ -z "$name" ] || scancel --state=PENDING --user="$(id -un)" --name="$name" || exit 3
 ln -s "$successor" "$job/claim" 2>/dev/null
 [ -L "$job/claim" ] || { echo "its directory cannot be written" >&2; exit 5; }

@@ -15,7 +15,7 @@ from nemotron_dagster.project import Project
 
 PATIENCE = 60.0  # seconds that a cancelled job has to end: schedulers grant half a minute between asking and killing
 _PAUSES = (0.1, 2.0)  # seconds between two questions meanwhile
-_UNTOLD = 300.0  # seconds after which a submission without a job has none: its submitter was killed before
+_UNTOLD = (30.0, 300.0)  # seconds after which a submission without a job gets none, and after which it has none
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,14 @@ def located(project: Project, record: Record) -> Record:
     book = ledger(project.state)
     if record.handle is not None or record.phase not in OPEN or not book.orphaned(record.key):
         return record
-    handle = target_of(project, record).find(record.key)
+    target, age = target_of(project, record), time.time() - record.created
+    handle, excluded = target.find(record.key), False
+    if handle is None and age >= _UNTOLD[0]:  # what its submitter sent may still be on its way, and is not let in
+        excluded = target.abandon(JobHandle(record.executor, record.key, target.job_directory(record.key)), "nobody")
+        handle = None if excluded else target.find(record.key)
     if handle is not None:
         return book.change(record.key, phase="submitted", handle=handle)
-    if time.time() - record.created < _UNTOLD:  # what it sent may still be on its way
+    if not excluded and age < _UNTOLD[1]:
         return record
     error = f"{record.order.step}: whoever submitted it was killed before there was a job. Run it again."
     return book.change(record.key, phase="failed", error=error)

@@ -251,9 +251,10 @@ class Target(Protocol):
         """Stop the job and everything it started."""
 
     def abandon(self, handle: JobHandle, successor: str) -> bool:
-        """See to it that a job which the scheduler lost never runs anything, as the job ``successor`` takes its place.
+        """See to it that a job which the scheduler lost never runs anything, as ``successor`` takes its place.
 
-        False where it has begun after all. Safe to repeat. Only asked of jobs that have ``never_began``.
+        False where it has begun, or where this cannot be had. Safe to repeat. Asked of jobs that have ``never_began``,
+        and of those whose submitter was killed before anybody could know whether there is one.
         """
 
     def release(self, handle: JobHandle) -> None:
