@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from cluster import Cluster
@@ -37,7 +37,7 @@ def ticks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ticks]:
 
 
 def check(ticks: Ticks) -> Counter[str]:
-    """Sync until nothing is open, and hold what there is then against what was wanted; how many ended in which phase."""
+    """Sync until nothing is open, and hold what there is then against what was wanted; the number of each phase."""
     records = ticks.synced()
     began, ended = ticks.ran("began"), ticks.ran("ended")
     jobs = Counter(j.name for j in ticks.cluster.jobs() if j.name.startswith(JOB_NAME) and j.exit_code != "75:0")
@@ -63,7 +63,7 @@ def _kill(ticks: Ticks, seconds: float, *argv: str) -> None:
     command = ticks.start("steps", "run", "demo/tick", *argv)
     try:
         command.wait(seconds)
-    except Exception:  # it has not ended yet: the instant has come
+    except subprocess.TimeoutExpired:
         os.killpg(command.pid, signal.SIGKILL)
         command.wait()
 
