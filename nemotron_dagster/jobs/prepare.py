@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemotron_dagster.artifacts.digests import file_digest, tally
 from nemotron_dagster.artifacts.localize import local_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.artifacts.store import Slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec, bind_output
+from nemotron_dagster.config.keys import get
 from nemotron_dagster.config.places import Relocation
 from nemotron_dagster.config.references import reveal
 from nemotron_dagster.config.secrets import redact
@@ -119,10 +121,17 @@ def submission_of(
         layout = moved(spec, relocation, key)
         if target.shares_files:
             layout = replace(layout, output=str(place.output), messages=str(place.messages))
+        else:  # a directory that the user named is on this machine: what the job makes is brought there
+            layout = replace(layout, output=f"{layout.directory}/output")
     config = bind_output(spec, spec.step.produces[0], Path(layout.output))
     used = {local_path(ref): ref.manifest.content for ref in request.inputs.values()}
+    named = _named(spec) if relocation is not None else {}
+    used |= {path: "" if target.shares_files else _content(path) for path in named.values()}
     sent = target.send(used)
-    config = with_paths(config, {str(k): v for k, v in sent.items()})
+    places = {value: sent.get(str(path), str(path)) for value, path in named.items()}
+    if relocation is not None:
+        places[relocation.run] = layout.directory  # which names no key yet
+    config = with_paths(config, places | {str(k): v for k, v in sent.items()})
     job = submission(spec, key, python, layout, config)
     if relocation is None:
         return job
@@ -155,6 +164,18 @@ def follow_up(record: Record, number: int) -> Submission:
     data["code"] = Path(data["code"]) if data.get("code") else None
     secrets = {k: reveal(v) for k, v in record.references.items()}
     return replace(Submission(**data, secrets=secrets), key=f"{record.key}-{number}")
+
+
+def _named(spec: JobSpec) -> dict[str, Path]:
+    """Inputs that the user named and that lie on this machine: the path in the config -> the path here."""
+    binds = {port.name: port.bind for port in spec.step.consumes if port.bind}
+    found = {n: Path(path).expanduser() for n, path in spec.external.items() if n in binds}
+    return {str(get(spec.train, binds[n])): p for n, p in found.items() if p.is_absolute() and p.exists()}
+
+
+def _content(path: Path) -> str:
+    """The digest of a directory or a file."""
+    return tally(path)[1] if path.is_dir() else file_digest(path)
 
 
 def with_paths(value: Any, moved: Mapping[str, str]) -> Any:

@@ -186,9 +186,9 @@ def _status(answer: _Answer, handle: JobHandle, lost_after: int) -> Status:
         return _live(row)
     restarts = int(mark.split()[1]) if mark else int(row[4]) if row is not None else 0
     if told and told[0][2].split()[0] in _ENDED:
-        return replace(_accounted(told, answer.users, oom, said), restarts=restarts)
+        return replace(_accounted(told, answer.users, mark, oom, said), restarts=restarts)
     if row is not None:
-        return replace(_from_queue(row, mark, oom, said), restarts=restarts)
+        return replace(_from_queue(row, oom, said), restarts=restarts)
     limit = lost_after if answer.accounting else lost_after * _UNSURE
     return _unknown(claim, mark, int(age), limit, answer.accounting, oom, said)
 
@@ -211,7 +211,7 @@ def _live(row: list[str]) -> Status:
     )
 
 
-def _from_queue(row: list[str], mark: str, oom: str, said: str) -> Status:
+def _from_queue(row: list[str], oom: str, said: str) -> Status:
     """Of a job that has just ended, or of one whose cluster keeps no accounts."""
     raw = row[3]
     if ":" in raw:
@@ -230,7 +230,7 @@ def _from_queue(row: list[str], mark: str, oom: str, said: str) -> Status:
     return _ended(status, row[2], row[10], code, signal, oom, said)
 
 
-def _accounted(rows: list[list[str]], users: Mapping[str, str], oom: str, said: str) -> Status:
+def _accounted(rows: list[list[str]], users: Mapping[str, str], mark: str, oom: str, said: str) -> Status:
     """Of a job that has ended, as accounting has it: its own row, then those of its steps."""
     job, steps = rows[0], rows[1:]
     state, _, by = job[2].partition(" by ")
@@ -238,6 +238,8 @@ def _accounted(rows: list[list[str]], users: Mapping[str, str], oom: str, said: 
     first = [int(n) for n in (job[4] or "0:0").split(":")]
     if any(first) and code:  # of the step itself; srun adds up what it did to the other tasks
         code, signal = first
+    elif mark and code:
+        code = int(mark.split(maxsplit=1)[0])  # sacct writes 139 as 11
     figures: dict[str, float] = {}
     cpu, given = duration(job[9]), float(job[10] or 0)
     if given > 0:

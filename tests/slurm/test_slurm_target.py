@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from places import Place, read_all
+from processes import wait_until
 
 from nemotron_dagster.errors import ProfileError, TargetError
 from nemotron_dagster.jobs import slurm_files
@@ -160,12 +161,18 @@ def test_everything_in_the_profile_reaches_the_job(place: Place, request: pytest
     name = f"later-{place.tunnel}"
     options = ("starttime=now+10hours", "duration=60", f"user={getpass.getuser()}", "nodecnt=1", "flags=overlap")
     cluster.command("scontrol", "create", "reservation", f"reservationname={name}", *options)
-    request.addfinalizer(lambda: cluster.command("scontrol", "delete", f"reservationname={name}"))
+
+    def delete() -> bool:  # once the jobs that use it have gone
+        cluster.command("scontrol", "delete", f"reservationname={name}", check=False)
+        return name not in cluster.command("scontrol", "show", "reservation")
+
+    request.addfinalizer(lambda: wait_until(delete, "the reservation is deleted"))
     account = f"team_{place.tunnel}"
     cluster.command("sacctmgr", "-i", "add", "account", account)
     request.addfinalizer(lambda: cluster.command("sacctmgr", "-i", "delete", "account", account))
     cluster.command("sacctmgr", "-i", "add", "user", getpass.getuser(), f"account={account}")
-    first = place.submit("first", "sleep 60")
+    request.addfinalizer(lambda: cluster.command("scancel", f"--account={account}"))
+    first = place.submit("first", "sleep 60", {"account": account})
     settings = {
         "account": account,
         "qos": "normal",
@@ -204,7 +211,7 @@ def test_everything_in_the_profile_reaches_the_job(place: Place, request: pytest
         "Comment": "it's $HOME `id`",
         "TimeLimit": "00:07:00",
         "MinMemoryNode": "64M",
-        "NumNodes": "1",
+        "NumNodes": "1-1",
         "CPUs/Task": "2",
         "Nice": "7",
         "Priority": "0",
@@ -218,9 +225,6 @@ def test_everything_in_the_profile_reaches_the_job(place: Place, request: pytest
     assert "#SBATCH --signal=B:USR1@30" in kept
     previewed = place.target(**settings).preview(place.job("k", "true")).script
     assert kept.strip() == (previewed or "").strip(), "the preview is what was submitted"
-    for h in (first, handle):
-        place.target().cancel(h)
-        place.ended(h)
 
 
 def test_what_the_login_environment_says_does_not_win_over_the_profile(

@@ -6,7 +6,6 @@
 #
 # [tool.runspec.run]
 # launch = "python"
-# cmd = "uv run --extra xenna python {script} --config {config}"
 #
 # [tool.runspec.config]
 # dir = "./config"
@@ -23,10 +22,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
 from _runtime import payload  # noqa: E402
+from _runtime.data_prep.pretrain_options import read_options  # noqa: E402
+
+
+def main(cfg: dict[str, Any]) -> None:
+    options = read_options(cfg)  # first: a misspelt key is told at once
+    from _runtime.data_prep.pretrain import prepare  # imports numpy
+
+    prepare(options)
+
 
 if __name__ == "__main__":
-    payload.not_built("data_prep/pretrain_prep")
+    payload.run(main, Path(__file__).parent / "config" / "default.yaml")
