@@ -43,7 +43,8 @@ _ACCOUNT = (
     "AllocTRES,TotalCPU,CPUTimeRAW,MaxRSS,NodeList,Reason"
 )
 
-#: Reads ``id key directory`` lines. Q: rows of squeue; A: of sacct; M: marks of jobs that have ended or are not known.
+#: Reads ``id key directory`` lines. Q: rows of squeue; A: of sacct; M: marks of jobs that have ended or are
+#: not known, by key: a controller that lost its state gives ids again.
 _SCRIPT = r"""
 export LC_ALL=C SLURM_TIME_FORMAT=%s
 asked=$(cat)
@@ -107,7 +108,7 @@ printf '%s\n' "$over" | while read -r id key dir state; do
         '^slurmstepd.*: error: .*([Ee]xceeded (job )?memory limit|oom[-_ ]kill)' | grep -v '^0')
     done ;;
   esac
-  echo "M|$id|$claim|$mark|$age|$oom|$said"
+  echo "M|$key|$claim|$mark|$age|$oom|$said"
 done
 """
 
@@ -135,7 +136,7 @@ def statuses(transport: Transport, handles: Iterable[JobHandle], lost_after: int
     answer = _ask(transport, asked)
     found, moved = {}, []
     for handle in asked:
-        claim = answer.marks.get(handle.id, [""] * 6)[1]
+        claim = answer.marks.get(handle.key, [""] * 6)[1]
         if claim.isdigit() and claim != handle.id:  # a job of an earlier try does the work, this one has ended at once
             moved.append(replace(handle, id=claim))
         found[handle.key] = _status(answer, handle, lost_after)
@@ -181,7 +182,7 @@ def _status(answer: _Answer, handle: JobHandle, lost_after: int) -> Status:
         row = None  # a controller that lost its state gave the id to another job
     told = answer.account.get(handle.id, [])
     told = told if told and told[0][1].endswith(f".{handle.key}") else []
-    _, claim, mark, age, oom, said = answer.marks.get(handle.id, ["", "", "", "-1", "", ""])
+    _, claim, mark, age, oom, said = answer.marks.get(handle.key, ["", "", "", "-1", "", ""])
     if row is not None and row[2] not in _ENDED:
         return _live(row)
     restarts = int(mark.split()[1]) if mark else int(row[4]) if row is not None else 0

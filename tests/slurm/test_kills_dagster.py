@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import processes
@@ -116,11 +117,13 @@ def web(ticks: Ticks) -> Iterator[str]:
 
 
 def _launch(url: str, tag: str) -> None:
-    selector = {"repositoryLocationName": "nemotron_dagster.definitions", "repositoryName": "__repository__"}
-    selector |= {"pipelineName": "__ASSET_JOB", "assetSelection": [{"path": ["demo", "tick"]}]}  # type: ignore[dict-item]
+    selector: dict[str, Any] = {
+        "repositoryLocationName": "nemotron_dagster.definitions",
+        "repositoryName": "__repository__",
+    }
+    selector |= {"pipelineName": "__ASSET_JOB", "assetSelection": [{"path": ["demo", "tick"]}]}
     op = {"config": {"profile": "c", "overrides": {"tag": tag, "sleep": 1.0}}}
-    config = {"ops": {"demo__tick": op}, "execution": {"config": {"in_process": {}}}}
-    params = {"mode": "default", "selector": selector, "runConfigData": json.dumps(config)}
+    params = {"mode": "default", "selector": selector, "runConfigData": json.dumps({"ops": {"demo__tick": op}})}
     body = json.dumps({"query": _LAUNCH, "variables": {"p": params}}).encode()
     with _OFFLINE.open(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=60) as answer:
         told = json.load(answer)

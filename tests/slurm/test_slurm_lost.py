@@ -12,6 +12,9 @@ from processes import wait_until
 from ticks import Ticks, new_project, tag_of
 
 from nemotron_dagster.jobs.ledger import Record
+from nemotron_dagster.jobs.sync import target_of
+from nemotron_dagster.jobs.target import State
+from nemotron_dagster.project import Project
 
 #: Takes the job within five seconds of saving its state for another one, and dies: nothing of it is left.
 _FORGETS = '"$real" --parsable --begin=now+1hour --wrap true >/dev/null; sleep 0.5; "$real" "$@"; kill -9 $(cat {pid})'
@@ -26,8 +29,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def ticks(own: Cluster, tmp_path: Path) -> Ticks:
+def ticks(own: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ticks:
     """Jobs wait three seconds before they begin, so that none begins before its controller dies."""
+    for name, value in own.env.items():
+        monkeypatch.setenv(name, value)
     return new_project(tmp_path, own, lost_after=3, additional_parameters={"begin": "now+3"})
 
 
@@ -94,3 +99,21 @@ def test_a_lost_job_that_is_cancelled_is_not_submitted_again(ticks: Ticks) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     [record] = ticks.synced()
     assert record.phase == "cancelled" and len(record.handles) == 1 and not ticks.ran()
+
+
+def test_a_job_that_has_the_id_of_a_lost_one_is_not_taken_for_it(ticks: Ticks) -> None:
+    lost = _lost(ticks, "-b", "c").handles[0]
+    assert ticks.run("steps", "run", "demo/tick", "tag=two", "-b", "c").returncode == 0
+    [other] = [r.handles[0] for r in ticks.book.open() if r.handles[0].key != lost.key]
+    assert other.id == lost.id, "Slurm gives the id again"
+    target = target_of(Project(ticks.root, ticks.root / ".nemotron"), ticks.book.open()[0])
+
+    def ended() -> bool:
+        now = target.statuses([lost, other])
+        assert now[lost.key].state in (State.PENDING, State.LOST), now
+        return now[other.key].state is State.SUCCEEDED and now[lost.key].never_began
+
+    wait_until(ended, "one has ended, the other is lost", 90)
+    records = ticks.synced()
+    assert [r.phase for r in records] == ["published"] * 2, [r.error for r in records]
+    assert {tag: sum(n.values()) for tag, n in ticks.ran().items()} == {"one": 1, "two": 1}
