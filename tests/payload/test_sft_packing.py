@@ -384,7 +384,7 @@ def test_the_same_run_again_keeps_its_shards_and_makes_a_damaged_one_anew(prepar
 
 
 def test_a_run_killed_at_any_instant_goes_on_to_the_same_bytes(tmp_path: Path, data_python: str) -> None:
-    source = write(tmp_path / "rows.jsonl", mixed(5000, 4))
+    source = write(tmp_path / "rows.jsonl", mixed(2000, 4))
     cfg = {
         "blend_path": str(source), "num_shards": 8, "workers": 2, "tokenizer": str(TOKENIZER),
         "algorithm": "best_fit_decreasing", "train_ratio": 0.5, "valid_ratio": 0.25, "test_ratio": 0.25,
