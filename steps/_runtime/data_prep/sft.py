@@ -64,7 +64,8 @@ def prepare(cfg: Mapping[str, Any]) -> None:
     report = {**facts, "rejected": rejected}
     for key in ("seconds", "tokens_per_second"):  # the report is the same for the same work
         del report[key]
-    shards.write_whole(options.output_dir / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True) + "\n"  # kept receipts order their counts
+    shards.write_whole(options.output_dir / REPORT, text)
     payload.result(**facts)
 
 
