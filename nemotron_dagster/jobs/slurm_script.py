@@ -269,10 +269,15 @@ if ! ln -s "$SLURM_JOB_ID" "$_job/claim" 2>/dev/null && [ "$(readlink "$_job/cla
   echo "job $(readlink "$_job/claim") does this very work already; job $SLURM_JOB_ID ends without running anything"
   exit 75
 fi
+# with an exit status of its own and no retry left, nothing starts the job again
+_over() { [ "$1" -lt 128 ] && { [ "$1" -eq 0 ] || [ "$2" -ge @retries ]; }; }
+if [ -r "$_job/ended" ] && read -r _code _starts _at <"$_job/ended" && _over "$_code" "$_starts"; then
+  echo "job $SLURM_JOB_ID has ended already with exit code $_code; Slurm missed that, and starts it again for nothing"
+  exit "$_code"
+fi
 _end() {
   [ "$1$_done" != 0 ] || set -- 143  # a signal ended the script: what bash hands on is the status of the command before
-  # with an exit status of its own and no retry left, nothing starts the job again
-  if [ "$1" -lt 128 ] && { [ "$1" -eq 0 ] || [ "${SLURM_RESTART_COUNT:-0}" -ge @retries ]; }; then rm -f "$_secrets"; fi
+  if _over "$1" "${SLURM_RESTART_COUNT:-0}"; then rm -f "$_secrets"; fi
   echo "$1 ${SLURM_RESTART_COUNT:-0} $(date +%s)" >"$_job/.ended" && mv -f "$_job/.ended" "$_job/ended"
 }
 rm -f "$_job/ended" "$_job/missing"
