@@ -18,6 +18,7 @@ from _runtime.data_prep.sft_shard import pack_shard
 from _runtime.data_prep.tokenizers_ import TokenizerFiles, find_tokenizer
 
 REPORT = "packing.json"
+FORMAT = "packed_sft_parquet/1"  # raised when the same rows and settings would give other bytes
 
 
 def prepare(cfg: Mapping[str, Any]) -> None:
@@ -76,7 +77,7 @@ def _held_out(options: SftOptions) -> splits.Wanted:
 
 def _spec(options: SftOptions, tokenizer: TokenizerFiles, template: ChatTemplate) -> Spec:
     settings = {
-        "format": "packed_sft_parquet",
+        "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
         "chat_template": template.fingerprint,
         "special_tokens": dict(template.special_tokens),
