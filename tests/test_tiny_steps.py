@@ -1,4 +1,4 @@
-"""The three whole steps as a user runs them: ``-c tiny``, one after the other, from a directory of no project."""
+"""The whole steps as a user runs them: ``-c tiny``, one after the other, from a directory of no project."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from interpreters import payload_python
 
 
-def test_curate_sft_and_eval_tiny_run_from_anywhere_and_feed_each_other(
+def test_tiny_steps_run_from_anywhere_and_feed_each_other(
     nemotron: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for family in ("data", "train", "eval"):
         envs = Path(payload_python(family)).parents[2]
-    for step in ("curate/nemo_curator", "sft/automodel", "eval/model_eval"):
+    for step in ("data_prep/pretrain_prep", "curate/nemo_curator", "sft/automodel", "eval/model_eval"):
         done = nemotron("steps", "run", step, "-c", "tiny", cwd=elsewhere, NEMOTRON_ENVS=str(envs))
         assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr}"
     assert not list(elsewhere.iterdir())

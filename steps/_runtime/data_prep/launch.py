@@ -57,7 +57,7 @@ def here(tasks: Sequence[Task], work: Work, tell: Tell) -> Iterator[tuple[Task, 
 
 
 class Processes:
-    """Worker processes of this machine, each with one thread. They die with this process, even if it is killed."""
+    """Worker processes of this machine. They die with this process, even if it is killed."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -65,7 +65,13 @@ class Processes:
     def __call__(self, tasks: Sequence[Task], work: Work, tell: Tell) -> Iterator[tuple[Task, Receipt]]:
         context = multiprocessing.get_context("spawn")  # fork would copy threads' locks
         tells = context.Queue()
-        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
+        threads = max(1, cores() // self.count)  # above 1 where there are fewer shards than cores
+        environment = {
+            "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+            "RAYON_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": "1",
+            "ARROW_NUM_THREADS": "1",
+        }
         pool = ProcessPoolExecutor(self.count, context, _begin, (tells, os.getpid(), environment))
         try:
             largest_first = sorted(tasks, key=lambda t: -t.shard.bytes)  # a long one last would run alone

@@ -1,4 +1,4 @@
-"""``data_prep/pretrain_prep``: a blend of text datasets becomes .bin/.idx shards and the blend.json that weighs them."""
+"""``data_prep/pretrain_prep``: text datasets become .bin/.idx shards and the blend.json that weighs them."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def place(example: Mapping[str, Any]) -> str:
     if example["unit"] == "row":
         return f"{example['file']}: row {example['at']}"
     line = _line(example["read"], example["at"]) if example["unit"] == "byte" else example["at"]
-    return f"{example['file']}:{line}"
+    return f"{example['file']}:{line}" if line else f"{example['file']}: byte {example['at']}"
 
 
 def told(rejects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

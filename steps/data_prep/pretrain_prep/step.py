@@ -6,7 +6,6 @@
 #
 # [tool.runspec.run]
 # launch = "python"
-# cmd = "uv run --extra xenna python {script} --config {config}"
 #
 # [tool.runspec.config]
 # dir = "./config"
