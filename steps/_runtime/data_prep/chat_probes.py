@@ -30,7 +30,7 @@ _TOOLS = [
 ]
 _CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn", "days": [1, 2]}}}
 _SYSTEM = {"role": "system", "content": "Be brief.\n"}
-_ASKED = {"role": "user", "content": " What now? \u2028\"<b>\""}
+_ASKED = {"role": "user", "content": ' What now? \u2028"<b>"'}
 _SAID = {"role": "assistant", "content": "This.\n"}
 _THOUGHT = {"role": "assistant", "content": "That.", "reasoning_content": "Because.\n"}
 _CALLED = {"role": "assistant", "content": "", "tool_calls": [_CALL, _CALL]}

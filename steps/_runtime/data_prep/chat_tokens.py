@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from _runtime.data_prep.chat_spans import Pieces
 
 if TYPE_CHECKING:

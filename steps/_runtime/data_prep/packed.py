@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from _runtime.data_prep.chat_tokens import Tokens
 from _runtime.data_prep.packing import Bins
 
