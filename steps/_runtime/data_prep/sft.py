@@ -71,7 +71,9 @@ def prepare(options: SftOptions, argv: Sequence[str] | None = None) -> None:
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-3)),
     }
     report = {k: v for k, v in facts.items() if k not in _OF_THE_RUN}
-    shards.write_whole(options.output_dir / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    shards.write_whole(
+        options.output_dir / REPORT, json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    )
     payload.result(**facts)
 
 
@@ -211,7 +213,7 @@ def _nothing_packed(dataset: DatasetRun) -> payload.PayloadError:
     rejected = outcome.rejected([dataset])
     name = f"dataset {dataset.dataset.name!r}"
     if not rejected:
-        lost = totals.get("untrained", 0) + totals.get("over_long", 0)
+        lost = totals.get("untrained") or totals.get("over_long", 0)
         message = f"{name}: of {totals.get('rows', 0)} rows no sequence is left; {lost} were too long to hold an answer"
         return payload.PayloadError("empty_output", message, "Raise pack_size or max_doc_tokens, or give other rows.")
     counts = ", ".join(f"{reason} {about['rows']}" for reason, about in rejected.items())
