@@ -1,11 +1,11 @@
 """How fast artifacts are checked and written, beside reading the same bytes, parsing them, and megatron-core's builder.
 
-    python benchmarks/artifacts.py [--megabytes 200]
+    python benchmarks/artifacts.py [--megabytes 200] [--megatron]
 
 Prints GB (or million tokens) per second of wall-clock time, best of three, and per second of processor time, all
 processes and their start together, and the latter as a share of the reference above it. The machine's other work counts
 against all of them, and the rounds of a reference and of what is measured alternate: compare lines of one run only.
-megatron-core's line is there where it can be imported.
+``--megatron`` times megatron-core's builder too, in the payload environment ``train`` with the tests' own copy of it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import json
 import os
 import random
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ def rows(kind: str) -> Iterator[dict[str, Any]]:
         yield from made
 
 
+#: What is measured; one that has measured itself returns its seconds of wall-clock and of processor time.
 Work = Callable[[], object]
 
 
@@ -72,9 +75,11 @@ def compare(amount: float, unit: str, works: list[tuple[str, float, Work]], runs
     for _ in range(runs):
         for (_, _, work), (wall, cpu) in zip(works, seconds, strict=True):
             begin, used = time.perf_counter(), sum(os.times()[:4])
-            work()
-            wall.append(time.perf_counter() - begin)
-            cpu.append(sum(os.times()[:4]) - used)
+            told = work()
+            here = time.perf_counter() - begin, sum(os.times()[:4]) - used
+            taken = told if isinstance(told, tuple) else here
+            wall.append(taken[0])
+            cpu.append(taken[1])
     reference = 0.0
     for (name, share, _), (wall, cpu) in zip(works, seconds, strict=True):
         fast, cheap = amount * share / min(wall), amount * share / max(min(cpu), 1e-2)
@@ -146,7 +151,7 @@ def read_packs(file: Path) -> None:
             pass
 
 
-def binidx(folder: Path, size: int) -> None:
+def binidx(folder: Path, size: int, with_megatron: bool) -> None:
     rng = np.random.default_rng(0)
     documents = list(rng.integers(0, 131_072, (size // 4000, 1000), dtype=np.int32))
     tokens, together = len(documents) / 1e3, np.concatenate(documents)
@@ -160,23 +165,17 @@ def binidx(folder: Path, size: int) -> None:
         with BinIdxWriter(clean(folder) / "many", vocab_size=131_072) as shard:
             shard.add_batch(together, np.full(len(documents), 1000))
 
-    def theirs() -> None:
-        prefix = str(clean(folder) / "theirs")
-        shard = megatron[0](prefix + ".bin", dtype=np.int32)
-        for document in documents:
-            shard.add_item(megatron[1](document))
-            shard.end_document()
-        shard.finalize(prefix + ".idx")
-
     works: list[tuple[str, float, Work]] = [
         ("numpy tofile", 1, lambda: together.tofile(clean(folder) / "plain")),
         ("write: binidx, add per document", 1, one_by_one),
         ("write: binidx, add_batch", 1, batched),
     ]
-    megatron = builder()
-    if megatron:
-        works.insert(1, ("megatron-core's builder, add_item", 1, theirs))
-    compare(tokens, "M tokens", works)
+    if with_megatron:
+        with megatron(together, 1000) as write:
+            theirs: Work = lambda: write(clean(folder) / "theirs")  # noqa: E731
+            compare(tokens, "M tokens", [("megatron-core's builder, add_item", 1, theirs), *works])
+    else:
+        compare(tokens, "M tokens", works)
     batched()
     works = [
         ("cat", 1, lambda: subprocess.run(["cat", folder / "many.bin"], stdout=subprocess.DEVNULL, check=True)),
@@ -192,22 +191,39 @@ def clean(folder: Path) -> Path:
     return folder
 
 
-def builder() -> tuple[Any, Any] | None:
-    """megatron-core's builder and torch's from_numpy, where they are installed."""
-    try:
-        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-        from torch import from_numpy
-    except ImportError:
-        return None
-    return IndexedDatasetBuilder, from_numpy
+@contextmanager
+def megatron(tokens: Any, length: int) -> Iterator[Callable[[Path], tuple[float, float]]]:
+    """What writes the tokens with megatron-core's builder, in its own process, and returns the seconds it took."""
+    here = Path(__file__).resolve().parent
+    sys.path.append(str(here.parent / "tests/payload"))
+    from interpreters import extra_packages, payload_python
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/tokens.npy", tokens)
+        command = [payload_python("train"), "-W", "ignore", here / "megatron_builder.py", f"{folder}/tokens.npy"]
+        env = os.environ | {"PYTHONPATH": str(extra_packages())}
+        pipe = subprocess.PIPE
+        with subprocess.Popen([*command, str(length)], stdin=pipe, stdout=pipe, text=True, env=env) as process:
+            assert process.stdin and process.stdout
+            told, asked = process.stdout, process.stdin
+
+            def write(prefix: Path) -> tuple[float, float]:
+                print(prefix, file=asked, flush=True)
+                wall, cpu = map(float, told.readline().split())
+                return wall, cpu
+
+            yield write
+            asked.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200, help="of data per type")
-    size = parser.parse_args().megabytes << 20
+    parser.add_argument("--megatron", action="store_true", help="time megatron-core's builder as well")
+    given = parser.parse_args()
+    size = given.megabytes << 20
     print(f"{size >> 20} MB per type, {_parallel.processors()} processes")
-    for part in (jsonl, packed, binidx):
+    for part in (jsonl, packed, lambda folder, size: binidx(folder, size, given.megatron)):
         with tempfile.TemporaryDirectory() as folder:
             part(Path(folder), size)
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +119,7 @@ class LocalTarget:
                         "argv": command(job),
                         "env": dict(job.env),
                         "cwd": job.workdir or job.cwd,
+                        "gpus": job.nodes * job.gpus_per_node,
                         "time": time.time(),
                     },
                 )
@@ -163,19 +165,28 @@ class LocalTarget:
     def _status(self, handle: JobHandle) -> Status:
         directory = Path(handle.directory)
         alive = _locked(directory / "lock")
-        done = _json(directory / "exit.json")
+        done = _json(directory / "exit.json") or {}
+        given, began = _json(directory / "job.json") or {}, _json(directory / "pid.json") or {}
+        known = Status(
+            State.PENDING,
+            submitted=given.get("time"),
+            started=began.get("time"),
+            ended=done.get("time"),
+            gpus=int(given.get("gpus") or 0),
+        )
         if done:
             code = int(done["exit_code"])
             if done.get("cancelled"):
-                return Status(State.CANCELLED, code)
+                return replace(known, state=State.CANCELLED, exit_code=code)
             if code < 0:
-                return Status(State.FAILED, code, f"killed by {signal.Signals(-code).name}")
-            return Status(State.SUCCEEDED if code == 0 else State.FAILED, code)
+                reason = f"killed by {signal.Signals(-code).name}"
+                return replace(known, state=State.FAILED, exit_code=code, reason=reason)
+            return replace(known, state=State.SUCCEEDED if code == 0 else State.FAILED, exit_code=code)
         if alive:
-            return Status(State.RUNNING)
-        if (directory / "pid.json").exists():
-            return Status(State.LOST, None, "its supervisor was killed or the machine restarted")
-        return Status(State.PENDING)
+            return replace(known, state=State.RUNNING)
+        if began:
+            return replace(known, state=State.LOST, reason="its supervisor was killed or the machine restarted")
+        return known
 
     def _start(self, directory: Path, secrets: Mapping[str, str]) -> None:
         """Start the supervisor and wait until it holds the lock, or has finished."""

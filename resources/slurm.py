@@ -1,12 +1,11 @@
 """The ``slurm`` target: batch jobs of a Slurm cluster, on this machine or reached over SSH.
 
-NeMo-Run renders the batch script; see nemotron_dagster/jobs/slurm_script.py.
+Here is what a profile may say; nemotron_dagster/jobs/slurm_target.py is what comes of it.
 """
 
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +13,25 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from nemotron_dagster.config.compile import Relocation
 from nemotron_dagster.jobs import slurm_script
-from nemotron_dagster.jobs.preview_only import PreviewOnly
 from nemotron_dagster.jobs.settings import CommonSettings, Count, Positive, Scalar, is_auto_mount
-from nemotron_dagster.jobs.target import ANY_KEY, Preview, Submission
+from nemotron_dagster.jobs.slurm_target import SlurmTarget, tunnel
+from nemotron_dagster.jobs.target import ANY_KEY
 
 _WORD = re.compile(r"[\w@%+=./-]+")
+#: Options of sbatch with which a job, its log or its end could not be found again.
+_OURS = {
+    "job-name",
+    "output",
+    "error",
+    "open-mode",
+    "array",
+    "wait",
+    "wrap",
+    "parsable",
+    "test-only",
+    "chdir",
+    "export",
+}
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _SHELL = {"setup_lines", "startup_commands", "run_command", "env_vars"}  # these are shell, or quoted for it
 #: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
@@ -43,6 +56,14 @@ class Settings(CommonSettings):
     known_hosts: str | None = Field(None, description="File of known host keys; default: OpenSSH's own.")
     remote_job_dir: str | None = Field(
         None, description="Directory on the shared file system below which jobs, images and clones are kept."
+    )
+    files: Literal["shared", "copied"] | None = Field(
+        None,
+        description="Whether the cluster sees this machine's files under the same paths, or inputs and outputs are "
+        "copied; default: copied over SSH, else shared.",
+    )
+    max_chain: Positive = Field(
+        1, description="How many jobs a step that can resume may take when it is preempted or hits its time limit."
     )
     # queue and resources
     account: str | None = Field(None, description="Account that is charged.")
@@ -162,6 +183,8 @@ class Settings(CommonSettings):
         for option in options:
             if not re.fullmatch(r"[a-z][a-z0-9_-]*", option):
                 raise ValueError(f"{option!r} is no option of sbatch. Write it without dashes in front")
+            if option.replace("_", "-") in _OURS:
+                raise ValueError(f"{option!r} is set for every job, so that it is found again. Remove it")
         return options
 
     @model_validator(mode="after")
@@ -172,6 +195,11 @@ class Settings(CommonSettings):
                 raise ValueError(f"{field} must be one line: it becomes a line of the batch script")
         return self
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether the cluster sees this machine's files."""
+        return self.files == "shared" if self.files else tunnel(self) == "local"
+
 
 def relocation(settings: Settings) -> Relocation:
     """Containers see the job's directory as /nemo_run; without one it is where it lies."""
@@ -181,47 +209,3 @@ def relocation(settings: Settings) -> Relocation:
 
 def make_target(settings: Settings, state: Path) -> SlurmTarget:
     return SlurmTarget(settings)
-
-
-class SlurmTarget(PreviewOnly):
-    """Batch jobs below ``remote_job_dir``."""
-
-    executor = "slurm"
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    def preview(self, job: Submission) -> Preview:
-        settings = self.settings
-        directory = slurm_script.job_directory(settings, job.key)
-        return Preview(
-            target=f"slurm {_place(settings)}",
-            command=slurm_script.submit_command(settings, job.key),
-            directory=directory,
-            workdir=job.workdir or f"{job.cwd}/code",
-            nodes=job.nodes,
-            gpus_per_node=job.gpus_per_node,
-            processes_per_node=job.processes_per_node,
-            image=slurm_script.image_file(settings, job.image),
-            mounts=(*slurm_script.mounts(settings, job), *([f"{directory}:/nemo_run"] if job.image else [])),
-            env=tuple(job.env),
-            secrets=tuple(job.secrets),
-            script=slurm_script.batch_script(settings, job),
-            before=slurm_script.preparation(settings, job),
-            files={f"scripts/{slurm_script.TASK}.sh": slurm_script.job_script(job), **job.files},
-        )
-
-
-def tunnel(settings: Settings) -> Literal["ssh", "local"]:
-    """How the cluster is reached."""
-    if settings.tunnel:
-        return settings.tunnel
-    own = {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
-    return "ssh" if settings.host and settings.host not in own else "local"
-
-
-def _place(settings: Settings) -> str:
-    if tunnel(settings) == "local":
-        return "on this machine"
-    user = f"{settings.user}@" if settings.user else ""
-    return f"through ssh to {user}{settings.host}" + (f":{settings.port}" if settings.port else "")

@@ -44,16 +44,17 @@ def test_b_returns_while_the_job_runs_and_the_attached_run_adopts_and_publishes_
     assert done.returncode == 0, done.stderr
     [job] = jobs(batch)
     assert not (job / "exit.json").exists() and not artifacts(batch)
-    assert job.name in done.stdout and str(job) in done.stdout and f"tail -F {job}/log" in done.stdout
+    assert job.name in done.stdout and str(job) in done.stdout
+    for command in (f"logs -f {job.name}", f"attach {job.name}", f"sync {job.name}"):
+        assert f"nemotron runs {command}\n" in done.stdout
 
     again = nemotron(*args, "-b", "lap", "--json", cwd=batch)
     told = json.loads(again.stdout)
     assert told["adopted"] and told["job"]["key"] == job.name and told["state"] == "RUNNING"
 
-    command = told["publish"]
-    assert command[0] == "nemotron" and f"publish    {' '.join(command)}" in done.stdout
+    assert told["key"] == job.name and told["attach"] == ["nemotron", "runs", "attach", job.name]
     threading.Timer(2, release.touch).start()
-    attached = nemotron(*command[1:], cwd=batch)
+    attached = nemotron("steps", "run", "rows", "n=60", f"until={release}", "-r", "lap", cwd=batch)
     assert attached.returncode == 0 and f"adopting job {job.name}" in attached.stdout, attached.stderr
     assert jobs(batch) == [job] and len(artifacts(batch)) == 1
     assert json.loads(artifacts(batch)[0].read_text())["facts"]["rows"] == 60

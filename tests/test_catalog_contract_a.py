@@ -101,7 +101,6 @@ TABLE: dict[str, Step] = {
         [Port("training_jsonl", "output_dir")],
         "default tiny",
         image=RAY,
-        cmd=UV,
     ),
     "data_prep/sft_packing": Step(
         [Port("training_jsonl", "blend_path", "curate/nemo_curator")],
@@ -187,8 +186,11 @@ PARAMETERS = {
     'dtype="int32"(auto|int32|uint16) num_shards=128 max_doc_tokens long_documents="truncate"(truncate|split|drop) '
     'on_bad_row="skip"(skip|fail) max_rows="null" sample="null" reuse="null" launch="auto"(auto|processes|ray) '
     'workers="null" ray_address="null" valid_shards=1 test_shards=1 split_seed=42 text_field="text"',
-    "data_prep/rl_prep": "blend_path num_shards_per_split=1 resolve_hf_placeholders=true "
-    'compression="none" max_rows="null"',
+    "data_prep/rl_prep": "blend_path num_shards_per_split=1 resolve_hf_placeholders=true placeholder_datasets "
+    'compression="none"(none|zstd) row_format="auto"(auto|preference|gym|verifier|chat|prompt) '
+    'preference_format="auto"(auto|binary|ranked) answer_field="null" on_bad_row="skip"(skip|fail) '
+    'splits="auto"(auto|ratios) valid_ratio=0.05 test_ratio=0.0 split_seed=42 dedup_across_splits=false '
+    'max_rows="null" launch="auto"(auto|processes|ray) workers="null"',
     "data_prep/sft_packing": 'tokenizer="nvidia/NVIDIA-Nemotron-Nano-9B-v2" pack_size=4096 '
     'algorithm="first_fit_shuffle"(first_fit_decreasing|first_fit_shuffle|best_fit_decreasing|concatenative) '
     'chat_template="nano3" '
@@ -212,7 +214,7 @@ DIGESTS = {
     "convert/megatron_to_hf/default": "83f3b465ba9a",
     "convert/merge_lora/default": "62c151d71743",
     "data_prep/pretrain_prep/default": "28b395658c1a",
-    "data_prep/rl_prep/default": "36cf228ced82",
+    "data_prep/rl_prep/default": "78158c948ea0",
     "data_prep/sft_packing/default": "9e1b9730e23d",
     "env/env_toml/dgxcloud": "3ec4af24a95b",
     "env/env_toml/kubernetes": "44a2a87d9cc5",
@@ -230,7 +232,7 @@ DIGESTS = {
 }
 
 IDS = sorted(TABLE)
-READY = {"data_prep/pretrain_prep", "data_prep/sft_packing", "env/env_toml"}
+READY = {"data_prep/pretrain_prep", "data_prep/rl_prep", "data_prep/sft_packing", "env/env_toml"}
 PLANNED = sorted(set(IDS) - READY)
 
 

@@ -181,6 +181,25 @@ def test_a_manifest_is_read_where_it_is_here(refs: Step, tmp_path: Path, monkeyp
         compile_job(refs, name)
 
 
+def test_a_relative_path_in_a_manifest_counts_from_its_directory(refs: Step, tmp_path: Path) -> None:
+    data = {"train": "runs/a/train_shard_*.jsonl", "val": "", "mode": "resolve"}
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    text = "".join(f"{key}: ${{manifest:{tmp_path},{key}}}\n" for key in data)
+    train = compile_job(refs, config(refs, text)).train
+    assert (train["train"], train["val"], train["mode"]) == (f"{tmp_path}/runs/a/train_shard_*.jsonl", "", "resolve")
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    load = f"payload.load_config(payload.Path({str(file)!r}), ['--config', {str(file)!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"from _runtime import payload; print({load})"],
+        cwd=REPO / "steps",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str({key: train[key] for key in data})
+
+
 def test_a_manifest_of_the_target_is_read_by_the_payload(refs: Step, tmp_path: Path) -> None:
     there = tmp_path / "there"
     name = config(refs, f"v: ${{manifest:{there},train}}\nw: ${{mul:2,3}}\n")

@@ -17,7 +17,7 @@ import dagster as dg
 import pytest
 
 from nemotron_dagster.catalog import load_catalog
-from nemotron_dagster.jobs.run import code_digest
+from nemotron_dagster.jobs.prepare import code_digest
 from nemotron_dagster.project import Project
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import shutil
 import stat
@@ -52,6 +53,15 @@ def deliver(delivery: Delivery, ref: ArtifactRef) -> Path:
     except OSError as e:
         raise PreflightError(_unwritable(delivery, delivery.path.parent, e) + kept) from e
     return path
+
+
+def delivered(delivery: Delivery, ref: ArtifactRef) -> bool:
+    """Whether the very file lies there already: whoever delivered it was killed, or another watches the same job."""
+    try:
+        mode = delivery.path.lstat().st_mode
+        return stat.S_ISREG(mode) and filecmp.cmp(localized(ref), delivery.path, shallow=False)
+    except OSError:
+        return False
 
 
 def said(path: Path, ref: ArtifactRef) -> str:

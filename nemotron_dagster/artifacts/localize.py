@@ -25,7 +25,18 @@ from nemotron_dagster.errors import ArtifactError
 if TYPE_CHECKING:
     from upath import UPath
 
+    from nemotron_dagster.catalog import Port
+
 _DOWNLOADS = 16
+
+
+def bound_path(port: Port, ref: ArtifactRef) -> Path:
+    """Where what ``port`` is given of an artifact lies, or will lie, on this machine."""
+    path, facts = local_path(ref), ref.manifest.facts
+    latest = facts.get("latest")
+    if port.latest_iteration and facts.get("kind") == "parent" and isinstance(latest, str):
+        return path / Path(latest).name  # the tracked one: whole, or the artifact would not have been published
+    return path
 
 
 def local_path(ref: ArtifactRef) -> Path:

@@ -137,7 +137,7 @@ def _pack_size(case: Case) -> Verdict:
 def _megatron(wanted: str) -> Callable[[Case], Verdict]:
     def rule(case: Case) -> Verdict:
         path, facts = PurePath(case.subject.path), case.subject.facts
-        kind = facts.get("kind") or ("iteration" if _ITERATION.fullmatch(path.name) else None)
+        kind = "iteration" if _ITERATION.fullmatch(path.name) else facts.get("kind")
         if kind not in ("parent", "iteration"):
             return None, f"{path} does not tell whether it is a parent directory or one iteration."
         if kind == wanted:

@@ -76,6 +76,10 @@ class Manifest:
     tokenizer: str = field(default="", metadata=_about("Fingerprint of the tokenizer, or empty."))
     chat_template: str = field(default="", metadata=_about("Fingerprint of the chat template, or empty."))
     sequence_length: int | None = field(default=None, metadata=_about("Tokens of a packed sequence, or null."))
+    git: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_about("The project's repository when the job was submitted: commit, branch, dirty, changed, remote."),
+    )
     data: str = field(
         default="", metadata=_about("Directory of the files below the manifest's: on object stores, else empty.")
     )

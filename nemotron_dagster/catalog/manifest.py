@@ -183,6 +183,7 @@ def _ports(doc: Table, kind: str) -> tuple[Port, ...]:
             also=tuple(keys[1:]),
             locks=_locks(table),
             deliver=table.flag("deliver", False),
+            latest_iteration=table.flag("latest_iteration", False),
         )
     return tuple(ports.values())
 

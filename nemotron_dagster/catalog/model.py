@@ -20,6 +20,7 @@ class Port:
         path: produced only: where below the output directory the artifact proper lies.
         suffix: appended to the artifact's path before it fills the key; a produced file's name.
         deliver: produced only: the config's own value of the key is a file to which the artifact is copied when done.
+        latest_iteration: consumed only: of a Megatron checkpoint's parent directory, the key gets the latest iter_*.
         locks: consumed only: what must fit beside the type, by the names of ``catalog/locks.py``.
     """
 
@@ -34,6 +35,7 @@ class Port:
     deliver: bool = False
     also: tuple[tuple[str, str], ...] = ()
     locks: tuple[str, ...] = ()
+    latest_iteration: bool = False
 
     @property
     def keys(self) -> tuple[tuple[str, str], ...]:

@@ -58,7 +58,7 @@ PORT: Keys = {
     "path": _WORD, "suffix": _TEXT, "deliver": _FLAG,
 }  # fmt: skip
 LISTS: Mapping[str, Keys] = {
-    "consumes": {**PORT, "locks": _LOCKS},
+    "consumes": {**PORT, "locks": _LOCKS, "latest_iteration": _FLAG},
     "produces": PORT,
     "parameters": {"name": _needed(_WORD), "description": _TEXT, "default": _ANY, "choices": _LIST},
     "models": {"name": _needed(_WORD), "description": _TEXT, "min_gpus": _COUNT},

@@ -146,7 +146,7 @@ def _locks(
     config: str | None,
     overrides: tuple[str, ...],
 ) -> list[Result]:
-    from nemotron_dagster.artifacts.localize import local_path
+    from nemotron_dagster.artifacts.localize import bound_path
     from nemotron_dagster.artifacts.port_locks import check as check_port
     from nemotron_dagster.cli.run import upstream as current
     from nemotron_dagster.config.profiles import load_environment
@@ -162,7 +162,7 @@ def _locks(
         overrides,
         environment=load_environment(project.root),
         inputs={port.name: subject.path},
-        offered={n: str(local_path(r)) for n, r in others.items()},
+        offered={n: str(bound_path(ports[n], r)) for n, r in others.items()},
         submitting=False,
     )
     bound = {n: upstream(step, ports[n], r) for n, r in others.items() if n in spec.bound}

@@ -13,6 +13,7 @@ import click
 
 from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.cli.run import Wanted, compiled, refuse_planned, upstream
+from nemotron_dagster.jobs.target import State
 from nemotron_dagster.project import find_project
 
 
@@ -36,12 +37,16 @@ class Quiet:
 
 
 def submit_detached(wanted: Wanted, as_json: bool) -> None:
-    """Validate, submit or adopt, and tell; the same command with -r later adopts the job and publishes its artifact.
+    """Validate, submit or adopt, record, and tell how to follow the job.
+
+    What it makes is published by the sensor of a running Dagster, by `nemotron runs sync` or `runs attach`.
 
     Raises:
         PayloadNotBuilt, ConfigError, ProfileError, PreflightError, ArtifactError, TargetError: nothing was submitted.
     """
-    from nemotron_dagster.jobs.run import Request, job_key, submit
+    from nemotron_dagster.jobs.prepare import Request
+    from nemotron_dagster.jobs.run import job_key, submit
+    from nemotron_dagster.jobs.sync import look
     from nemotron_dagster.jobs.target import make_target
 
     refuse_planned(wanted.step)
@@ -54,33 +59,28 @@ def submit_detached(wanted: Wanted, as_json: bool) -> None:
         inputs={port: given[port] for port in spec.bound},
         artifact_root=artifact_root(project),
         detached=True,
+        new=wanted.new,
     )
     target = make_target(project, wanted.batch, spec.environment)
     record = submit(project, target, request, Quiet(as_json))
     handle = record.handle
     assert handle is not None
-    state = target.statuses([handle])[handle.key].state
+    [sight] = look(project, [record])
+    state = sight.status.state if sight.status else State.PENDING
     adopted = record.key != job_key(request)
-    attach = _attached(wanted)
+    commands = {
+        "follow": ["nemotron", "runs", "logs", "-f", record.key],
+        "attach": ["nemotron", "runs", "attach", record.key],
+        "publish": ["nemotron", "runs", "sync", record.key],
+    }
     if as_json:
-        data: dict[str, Any] = {"step": wanted.step.id, "profile": wanted.batch, "adopted": adopted, "state": state}
-        click.echo(json.dumps({**data, "job": handle.as_dict(), "publish": attach}, indent=2))
+        data: dict[str, Any] = {"step": wanted.step.id, "profile": wanted.batch, "key": record.key, "adopted": adopted}
+        click.echo(json.dumps({**data, "state": state, "job": handle.as_dict(), **commands}, indent=2))
         return
-    what = "Adopted" if adopted else "Submitted"
-    click.echo(f"{what} job {handle.key} on {handle.target}: {state.lower()}")
+    name = f" {handle.id}" if handle.id else ""
+    click.echo(f"{'Adopted' if adopted else 'Submitted'} {record.key}: job{name} on {handle.target}, {state.lower()}")
     click.echo(f"    directory  {handle.directory}")
-    click.echo(f"    follow     tail -F {shlex.quote(f'{handle.directory}/log')}")
-    click.echo(f"    publish    {shlex.join(attach)}")
-    click.echo("The last command waits for the job and publishes what it makes; until then nothing else uses it.")
-
-
-def _attached(wanted: Wanted) -> list[str]:
-    """The command that adopts the job."""
-    return [
-        *("nemotron", "steps", "run", wanted.step.id),
-        *(("-c", wanted.config_named) if wanted.config_named else ()),
-        *("-r", str(wanted.batch)),
-        *(["--allow-unknown"] if wanted.allow_unknown else []),
-        *(["--force-squash"] if wanted.force_squash else []),
-        *wanted.typed,
-    ]
+    click.echo(f"    follow     {shlex.join(commands['follow'])}")
+    click.echo(f"    attach     {shlex.join(commands['attach'])}")
+    click.echo(f"    publish    {shlex.join(commands['publish'])}")
+    click.echo("A running Dagster publishes what it makes; without one, attach or publish does.")

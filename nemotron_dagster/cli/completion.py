@@ -121,6 +121,23 @@ def complete_pipeline(ctx: click.Context, incomplete: str) -> Iterator[str]:
             continue
 
 
+@quiet
+def complete_run(ctx: click.Context, incomplete: str) -> Iterator[tuple[str, str]]:
+    """Keys of submissions, the newest first; no cluster is asked."""
+    import json
+
+    folder = find_project().state / "ledger"
+    files = [e for name in ("open", "done") if (folder / name).is_dir() for e in os.scandir(folder / name)]
+    fitting = [e for e in files if e.name.startswith(incomplete) and e.name.endswith(".json")]
+    for entry in sorted(fitting, key=lambda e: e.stat().st_mtime, reverse=True)[:100]:
+        try:
+            record = json.loads(Path(entry.path).read_text(encoding="utf-8"))
+            about = f"{record['order']['step']}  {record['phase']}"
+        except (OSError, ValueError, KeyError, TypeError):  # the others still have keys
+            continue
+        yield entry.name.removesuffix(".json"), about
+
+
 def _step(ctx: click.Context) -> Step | None:
     name = ctx.params.get("step_id")
     return _catalog().find(name) if name else None

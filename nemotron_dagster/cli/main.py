@@ -20,6 +20,7 @@ from nemotron_dagster.errors import NemotronError
 _GROUPS = {
     "init": ("nemotron_dagster.cli.scaffold", "Make a project of your own."),
     "steps": ("nemotron_dagster.cli.steps", "List, show, run, add and check steps."),
+    "runs": ("nemotron_dagster.cli.runs", "List, follow, cancel and publish submitted jobs."),
     "pipelines": ("nemotron_dagster.cli.pipelines", "Run the pipelines of a project."),
     "artifacts": ("nemotron_dagster.cli.artifacts", "List, show, check, compare and remove artifacts."),
     "env": ("nemotron_dagster.cli.env", "Profiles of env.toml, and payload environments."),

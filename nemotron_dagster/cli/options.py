@@ -41,6 +41,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def detach_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare --detach-on-interrupt, of every command that watches a job."""
+    return click.option(
+        "--detach-on-interrupt", "leaves", is_flag=True, help="Ctrl-C leaves the job running instead of cancelling it."
+    )(command)
+
+
 class RunCommand(click.Command):
     """Takes its own options wherever they stand before ``--``; every other token is kept as it is and in order.
 

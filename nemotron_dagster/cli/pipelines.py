@@ -8,7 +8,7 @@ import click
 
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.cli.completion import complete_pipeline
-from nemotron_dagster.cli.options import HELP
+from nemotron_dagster.cli.options import HELP, detach_option
 from nemotron_dagster.errors import UsageError, did_you_mean
 from nemotron_dagster.pipelines import Pipeline, load_pipelines
 from nemotron_dagster.project import find_project
@@ -38,8 +38,9 @@ def list_pipelines() -> None:
 @cli.command(context_settings=HELP)
 @click.argument("name", shell_complete=complete_pipeline)
 @click.option("--project", "folder", type=click.Path(path_type=Path), help="The project's folder (default: here).")
+@detach_option
 @click.pass_context
-def run(ctx: click.Context, name: str, folder: Path | None) -> int:
+def run(ctx: click.Context, name: str, folder: Path | None, leaves: bool) -> int:
     """Materialize all nodes of the pipeline NAME, producers first."""
     from nemotron_dagster.cli.run import materialize_and_tell
 
@@ -49,7 +50,7 @@ def run(ctx: click.Context, name: str, folder: Path | None) -> int:
         known = ", ".join(pipelines) or "none; a project keeps them in pipelines/*.yaml"
         raise UsageError(f"no pipeline {name!r} here.{did_you_mean(name, pipelines)} Known: {known}.")
     nodes = [(n.name, n.key) for n in pipelines[name].nodes.values()]
-    return materialize_and_tell(project, nodes, {}, bool((ctx.obj or {}).get("verbose")), name)
+    return materialize_and_tell(project, nodes, {}, bool((ctx.obj or {}).get("verbose")), name, leaves=leaves)
 
 
 def _pipelines(folder: Path | None = None) -> dict[str, Pipeline]:

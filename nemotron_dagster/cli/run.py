@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from nemotron_dagster.artifacts.delivery import check as check_delivery
-from nemotron_dagster.artifacts.localize import local_path
+from nemotron_dagster.artifacts.localize import bound_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.store import artifact_root, latest
 from nemotron_dagster.catalog import Step
@@ -36,6 +36,8 @@ class Wanted:
         tokens: overrides and arguments of step.py as they were typed; after ``--`` only the latter.
         profile: run there and wait (-r).
         batch: submit there and return (-b).
+        new: submit a job even where one of the very same spec is unfinished.
+        leaves: Ctrl-C leaves the job running.
     """
 
     step: Step
@@ -45,6 +47,8 @@ class Wanted:
     tokens: tuple[str, ...] = ()
     allow_unknown: bool = False
     force_squash: bool = False
+    new: bool = False
+    leaves: bool = False
 
     @property
     def mode(self) -> str:
@@ -87,6 +91,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
     if wanted.force_squash:
         settings = environment.profile(profile) if profile else {}
         _knows_squash(project, str(settings.get("executor") or "local"))
+    given = upstream(project, step)
     spec = compile_on(
         project,
         step,
@@ -96,7 +101,7 @@ def compiled(wanted: Wanted, submitting: bool = True) -> JobSpec:
         mode=wanted.mode,
         environment=environment,
         passthrough=wanted.passthrough,
-        offered={name: str(local_path(ref)) for name, ref in upstream(project, step).items()},
+        offered={p.name: str(bound_path(p, given[p.name])) for p in step.consumes if p.name in given},
         allow_unknown=wanted.allow_unknown,
         argv=wanted.typed,
         here=working_directory(),
@@ -148,6 +153,7 @@ def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
         "overrides": dict(parse_dotlist(wanted.overrides)),
         "passthrough": list(wanted.passthrough),
         "allow_unknown": wanted.allow_unknown,
+        "new": wanted.new,
     }
     if wanted.config_named:
         settings["config" if wanted.config in wanted.step.configs else "config_file"] = wanted.config_named
@@ -158,7 +164,13 @@ def run_step(wanted: Wanted, verbose: bool, as_json: bool) -> int:
         settings["overrides"][spec.delivery.key] = str(spec.delivery.path)
     key = tuple(wanted.step.id.split("/"))
     return materialize_and_tell(
-        find_project(), [(wanted.step.id, key)], {key: settings}, verbose, as_json=as_json, delivery=spec.delivery
+        find_project(),
+        [(wanted.step.id, key)],
+        {key: settings},
+        verbose,
+        as_json=as_json,
+        delivery=spec.delivery,
+        leaves=wanted.leaves,
     )
 
 
@@ -179,10 +191,11 @@ def materialize_and_tell(
     pipeline: str | None = None,
     as_json: bool = False,
     delivery: Delivery | None = None,
+    leaves: bool = False,
 ) -> int:
     """Materialize the assets with their progress on the terminal, then say where everything lies; the exit code.
 
-    ``delivery`` is the file to which the only asset's artifact was copied.
+    ``delivery`` is the file to which the only asset's artifact was copied; with ``leaves`` Ctrl-C leaves the job.
 
     Raises:
         NemotronError: of the first step that failed.
@@ -193,7 +206,7 @@ def materialize_and_tell(
 
     nodes = list(nodes)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with screen(verbose, quiet=as_json) as shown, live.attached(shown):
+    with screen(verbose, quiet=as_json) as shown, live.attached(shown, leaves):
         success = materialize(
             project,
             [key for _, key in nodes],

@@ -11,7 +11,7 @@ import click
 from nemotron_dagster.catalog import Catalog, Port, Step, load_catalog
 from nemotron_dagster.cli.completion import complete_override, complete_step, of_catalog
 from nemotron_dagster.cli.failures import warn
-from nemotron_dagster.cli.options import HELP, VERBATIM, RunCommand, once, run_options
+from nemotron_dagster.cli.options import HELP, VERBATIM, RunCommand, detach_option, once, run_options
 from nemotron_dagster.errors import NemotronError, did_you_mean
 from nemotron_dagster.project import find_project
 
@@ -122,6 +122,8 @@ def show(step_id: str, as_json: bool) -> None:
     "--explain", multiple=True, metavar="KEY", help="Print every layer that sets KEY of the config, and stop."
 )
 @click.option("--allow-unknown", is_flag=True, help="Accept override keys that the config does not have.")
+@click.option("--new", is_flag=True, help="Submit a job even where one of the very same spec is unfinished.")
+@detach_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.argument("tokens", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...", shell_complete=complete_override)
 @click.pass_context
@@ -136,6 +138,8 @@ def run(
     stage: bool,
     explain: tuple[str, ...],
     allow_unknown: bool,
+    new: bool,
+    leaves: bool,
     as_json: bool,
     tokens: tuple[str, ...],
 ) -> int:
@@ -162,6 +166,8 @@ def run(
         tokens=(*tokens, "--", *ctx.meta[VERBATIM]),
         allow_unknown=allow_unknown,
         force_squash=force_squash or bool(defaults.get("force_squash")),
+        new=new,
+        leaves=leaves,
     )
     if wanted.profile and wanted.batch:
         raise click.UsageError("-r runs and waits, -b submits and returns. Give one of them.", ctx)

@@ -143,7 +143,7 @@ def compile_job(
         passthrough=passthrough,
         bound=tuple(bound),
         external={n: places.back(str(v)) for n, v in values.items() if v not in (None, "")},
-        explicit_output=Path(str(get(train, explicit))).expanduser().absolute() if explicit else None,
+        explicit_output=Path(places.back(str(get(train, explicit)))).expanduser().absolute() if explicit else None,
         job=job,
         follows=follows,
         delivery=wanted(step, train, here),

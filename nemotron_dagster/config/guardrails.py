@@ -207,8 +207,15 @@ def _required(case: Case) -> Iterator[Finding]:
         text = f"{case.executor} runs containers; neither profile, config nor {case.step.id} names one."
         yield case.find("error", "container_image", f"{text} Set container_image.")
     else:
-        text = f"no container_image: the job runs with the {case.executor} nodes' own Python. Set container_image"
-        yield case.find("warning", "container_image", f"{text}, unless its libraries are installed there.")
+        if case.settings.get("python"):
+            return
+        shared = case.settings.get("files") == "shared" or not (case.settings.get("files") or case.settings.get("host"))
+        text = "no container_image and no python: "
+        if shared:
+            text += "the job runs in the environment built here, which its nodes must see at the same path. Set one"
+        else:
+            text += "nothing says what runs the job there, and a run would be refused. Set one"
+        yield case.find("warning", "container_image", f"{text} of them.")
 
 
 def _storage(case: Case) -> Iterator[Finding]:

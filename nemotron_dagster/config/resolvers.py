@@ -140,7 +140,10 @@ def auto_mount(resolution: Resolution, path: KeyPath, args: tuple[Any, ...]) -> 
 
 
 def manifest(places: Places) -> Resolver:
-    """``${manifest:DIR,KEY}``: a value of the ``manifest.json`` in DIR, which a data step wrote."""
+    """``${manifest:DIR,KEY}``: a value of the ``manifest.json`` in DIR, which a data step wrote.
+
+    A relative path of a split's files counts from DIR.
+    """
 
     def read(resolution: Resolution, path: KeyPath, args: tuple[Any, ...]) -> Any:
         if len(args) != 2 or not all(isinstance(a, str) for a in args):
@@ -159,7 +162,8 @@ def manifest(places: Places) -> Resolver:
             keys = data if isinstance(data, dict) else []
             near = did_you_mean(key, keys).strip() or f"It has: {', '.join(keys) or 'nothing'}."
             raise Unresolved(f"{file}: has no key {key!r}", near)
-        return places.there(str(data[key]))
+        value = str(data[key])
+        return places.there(str(file.parent / value) if key in ("train", "val", "test") and value else value)
 
     return read
 

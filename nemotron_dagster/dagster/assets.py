@@ -2,27 +2,30 @@
 
 # No `from __future__ import annotations`: Dagster reads the config class from the annotation itself.
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 import pydantic
 
-from nemotron_dagster.artifacts.localize import local_path
+from nemotron_dagster.artifacts.localize import bound_path
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.config.overrides import to_dotlist
 from nemotron_dagster.config.profiles import load_environment
-from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results
-from nemotron_dagster.dagster.internals import HIDDEN_TAG_PREFIX, DagsterExecutionInterruptedError
+from nemotron_dagster.dagster.adopt import adopted, inputs_of, noted, publish_adopted
+from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results, unpublished_results
+from nemotron_dagster.dagster.handover import Bond
+from nemotron_dagster.dagster.internals import DagsterExecutionInterruptedError
 from nemotron_dagster.dagster.io_managers import failure
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
+from nemotron_dagster.dagster.partitions import one_partition
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
-from nemotron_dagster.jobs.ledger import Record
-from nemotron_dagster.jobs.run import Request, cancel, code_digest, run_step
+from nemotron_dagster.jobs.prepare import Request, code_digest
+from nemotron_dagster.jobs.run import run_step
 from nemotron_dagster.jobs.submission import compile_on
 from nemotron_dagster.jobs.target import make_target
 from nemotron_dagster.pipelines import CATALOG, Node, Pipeline
@@ -30,8 +33,6 @@ from nemotron_dagster.project import Project
 
 if TYPE_CHECKING:
     from nemotron_dagster.artifacts.places import Place
-
-_JOB_TAG = f"{HIDDEN_TAG_PREFIX}nemotron/job/"  # the UI leaves it out: nobody reads a handle there
 
 
 class EnvProfile(dg.ConfigurableResource[None]):
@@ -52,6 +53,7 @@ class StepConfig(dg.Config):
     overrides: dict[str, Any | None] = pydantic.Field({}, description="Config keys (dotted or nested), their values.")
     passthrough: list[str] = pydantic.Field([], description="Arguments handed to step.py as they are.")
     allow_unknown: bool = pydantic.Field(False, description="Accept override keys that the config does not have.")
+    new: bool = pydantic.Field(False, description="Submit a job even where one of the very same spec is unfinished.")
 
 
 @functools.cache
@@ -61,9 +63,12 @@ def step_config(configs: tuple[str, ...], default: str) -> type[StepConfig]:
     return pydantic.create_model("StepConfig", __base__=StepConfig, config=(kind, pydantic.Field(default=default)))
 
 
-def pipeline_assets(project: Project, pipeline: Pipeline, root: "Place") -> list[dg.AssetsDefinition]:
-    """One asset per node; ``root`` is the artifact root."""
-    return [_asset(project, pipeline, node, root) for node in pipeline.nodes.values()]
+def pipeline_assets(
+    project: Project, pipeline: Pipeline, root: "Place", partitions: Mapping[str, dg.PartitionsDefinition] | None = None
+) -> list[dg.AssetsDefinition]:
+    """One asset per node; ``root`` is the artifact root, ``partitions`` those of the asset keys that have some."""
+    nodes = pipeline.nodes.values()
+    return [_asset(project, pipeline, node, root, (partitions or {}).get("/".join(node.key))) for node in nodes]
 
 
 def broken_steps(catalog: Catalog) -> list[dg.AssetSpec]:
@@ -83,7 +88,9 @@ def broken_steps(catalog: Catalog) -> list[dg.AssetSpec]:
     ]
 
 
-def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> dg.AssetsDefinition:
+def _asset(
+    project: Project, pipeline: Pipeline, node: Node, root: "Place", partitions: dg.PartitionsDefinition | None
+) -> dg.AssetsDefinition:
     step = node.step
     produced = step.produces[0]
     types = {p.name: p.type for p in step.consumes}
@@ -95,6 +102,9 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
 
     @dg.asset(
         key=key,
+        pool=_pool(project, node),
+        output_required=False,  # a run that adopts a job may find that another has recorded it
+        partitions_def=partitions,
         check_specs=check_specs(key, step),
         ins={
             port: dg.AssetIn(key=dg.AssetKey(list(source)), metadata={"accepts": types[port]})
@@ -123,22 +133,44 @@ def _asset(project: Project, pipeline: Pipeline, node: Node, root: "Place") -> d
         reporter = DagsterReporter(context, screen.started(name) if screen else None)
         error: NemotronError | None = None
         locked: list[Result] = []
-        try:
-            ref, used = _materialize(project, node, root, context, config, profile, inputs, reporter, locked)
-        except NemotronError as e:
-            error = e
-        except DagsterExecutionInterruptedError:
-            error = Cancelled(f"{name}: interrupted.")
-            raise
-        finally:
-            if screen:
-                screen.finished(name, error)
-        if error is not None:
-            yield from lock_results(key, locked if any(r.refuses for r in locked) else [])
-            raise failure(error) from error
-        yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content))
-        yield from lock_results(key, locked)
-        yield from publication_results(key, step, ref, used)
+        gone: list[str] = []
+        with ExitStack() as watching:
+            bond = Bond(project, context, node.name, key, reporter.note, watching)
+            try:
+                left = adopted(project, context, key)
+                if left is None:
+                    ref, used = _materialize(
+                        project, node, root, context, config, profile, inputs, reporter, locked, bond
+                    )
+                else:
+                    bond.adopts, locked = True, noted(left)
+                    used, gone = inputs_of(left)
+                    inputs = dict(used)
+                    ref = publish_adopted(bond, left, step, reporter)
+            except NemotronError as e:
+                error = e
+            except DagsterExecutionInterruptedError:
+                error = bond.interrupted()
+                raise
+            finally:
+                if screen:
+                    screen.finished(name, error)
+            if isinstance(error, Cancelled):
+                bond.end_as_canceled(str(error))
+                raise DagsterExecutionInterruptedError from error  # so that the run ends CANCELED, not FAILURE
+            if error is not None:
+                part = context.partition_key if context.has_partition_key else None
+                yield from unpublished_results(key, step, locked, inputs, root, part, error)
+                raise failure(error, bond.metadata()) from error
+            with bond.recording() as mine:
+                if mine:
+                    yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content), metadata=bond.metadata())
+                else:
+                    reporter.note(
+                        "another run records what this job made; this one adds nothing to the asset's history"
+                    )
+            yield from lock_results(key, locked)
+            yield from publication_results(key, step, ref, used, gone)
 
     return materialize
 
@@ -153,11 +185,13 @@ def _materialize(
     inputs: Mapping[str, ArtifactRef | None],
     reporter: DagsterReporter,
     locked: list[Result],
+    bond: Bond,
 ) -> tuple[ArtifactRef, dict[str, ArtifactRef]]:
+    partition = one_partition(context, node.name, inputs)
     environment = load_environment(project.root)
     name = config.profile or context.run.tags.get("nemotron/profile") or node.profile or profile.name
     given = {port: ref for port, ref in inputs.items() if ref is not None}
-    upstream = {port: str(local_path(ref)) for port, ref in given.items()}
+    upstream = {p.name: str(bound_path(p, given[p.name])) for p in node.step.consumes if p.name in given}
     in_catalog = node.name == node.step.id  # there a step's config may bring data of its own
     paths = {p.bind: node.paths[p.name] for p in node.step.consumes if p.bind and p.name in node.paths}
     spec = compile_on(
@@ -180,20 +214,12 @@ def _materialize(
     wired = {**node.inputs, **{port: "/".join(key) for port, key in node.assets.items()}}
     lacking = [p for p in wired if p not in given and p not in spec.external]
     if lacking and not in_catalog:
-        raise PreflightError(f"{node.name}: {wired[lacking[0]]} was never materialized. Materialize it first.")
+        of = f", partition {partition}," if partition else ""
+        raise PreflightError(f"{node.name}: {wired[lacking[0]]}{of} was never materialized. Materialize it first.")
     used = {port: given[port] for port in spec.bound}
     for port, ref in used.items():
         reporter.note(f"input {port} is {'/'.join(ref.manifest.asset)} of {ref.manifest.created}: {ref.path}")
     target = make_target(project, name, spec.environment)
-    submitted: list[Record] = []
-
-    def record(found: Record) -> None:
-        submitted.append(found)
-        handle = found.handle
-        assert handle is not None
-        context.log.info(f"job {found.key} on {handle.target}: {handle.directory}")
-        context.instance.add_run_tags(context.run.run_id, {_JOB_TAG + node.name: json.dumps(handle.as_dict())})
-
     tags = context.run.tags
     retried = "dagster/is_resume_retry" in tags or "dagster/retry_number" in tags
     request = Request(
@@ -202,24 +228,26 @@ def _materialize(
         identity=(context.run.root_run_id if retried else None) or context.run.run_id,
         inputs=used,
         artifact_root=root,
+        partition=partition,
         run=context.run.run_id,
+        new=config.new,
     )
 
-    def terminated() -> bool:
-        run = context.instance.get_run_by_id(context.run.run_id)
-        return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run_step(project, target, request, reporter, bond.submitted, bond.terminated, locked.extend), used
 
+
+def _pool(project: Project, node: Node) -> str | None:
+    """The concurrency pool of a node that always runs on one cluster: named by it; None where nobody is asked.
+
+    A profile that does not resolve here has none: the run tells what is wrong with it.
+    """
+    if node.profile is None:
+        return None
     try:
-        return run_step(project, target, request, reporter, record, terminated, locked.extend), used
-    except DagsterExecutionInterruptedError:
-        # If only the worker dies, the job stays for its successor to adopt.
-        if submitted and (terminal() is not None or terminated()):
-            cancel(project, target, submitted[-1])
-        raise
-    except Cancelled as e:
-        if terminated():
-            raise DagsterExecutionInterruptedError from e  # so that the run ends CANCELED, not FAILURE
-        raise
+        cluster = make_target(project, node.profile, load_environment(project.root).profile(node.profile)).cluster
+    except NemotronError:
+        return None
+    return re.sub(r"[^A-Za-z0-9_]+", "_", cluster).strip("_") or None
 
 
 def _kinds(pipeline: Pipeline, step: Step) -> set[str]:

@@ -5,7 +5,7 @@ They run in the op that makes the artifact, so they cost no step of their own, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,14 +55,52 @@ def lock_results(key: dg.AssetKey, results: Iterable[Result]) -> Iterator[dg.Ass
 
 
 def publication_results(
-    key: dg.AssetKey, step: Step, ref: ArtifactRef, inputs: Mapping[str, ArtifactRef]
+    key: dg.AssetKey, step: Step, ref: ArtifactRef, inputs: Mapping[str, ArtifactRef], gone: Sequence[str] = ()
 ) -> Iterator[dg.AssetCheckResult]:
-    """What is to be said once the artifact is published."""
-    if step.consumes:
+    """What is to be said once the artifact is published; ``gone`` says which inputs can no longer be looked at."""
+    if gone:
+        text, warn = f"Cannot be told any more: {'; '.join(gone)}", dg.AssetCheckSeverity.WARN
+        yield dg.AssetCheckResult(passed=False, asset_key=key, check_name=UNCHANGED, severity=warn, description=text)
+    elif step.consumes:
         passed, text = unchanged(inputs)
         yield dg.AssetCheckResult(passed=passed, asset_key=key, check_name=UNCHANGED, description=text)
     passed, text = whole(ref, deep=ref.manifest.bytes <= _DEEP)
     yield dg.AssetCheckResult(passed=passed, asset_key=key, check_name=WHOLE, description=text)
+
+
+def unpublished_results(
+    key: dg.AssetKey,
+    step: Step,
+    locked: Sequence[Result],
+    inputs: Mapping[str, object],
+    root: Place,
+    partition: str | None,
+    error: Exception,
+) -> Iterator[dg.AssetCheckResult]:
+    """What is to be said when a run ends without an artifact: a check without a result is shown as one that failed."""
+    yield from lock_results(key, locked)
+    known = {(r.port, r.name) for r in locked}
+    why = next(iter(str(error).splitlines()), type(error).__name__)
+    for port in step.consumes:
+        for lock in port.locks:
+            if (port.name, lock) not in known:
+                yield dg.AssetCheckResult(
+                    passed=False,
+                    asset_key=key,
+                    check_name=_name(port.name, lock),
+                    severity=dg.AssetCheckSeverity.WARN,
+                    description=f"Not looked at, because the run ended before: {why}",
+                )
+    if step.consumes:
+        passed, text = unchanged({n: r for n, r in inputs.items() if isinstance(r, ArtifactRef)})
+        yield dg.AssetCheckResult(passed=passed, asset_key=key, check_name=UNCHANGED, description=text)
+    try:
+        ref = latest(root, key.path, partition)
+        passed, text = whole(ref, deep=False) if ref else (True, "")
+    except ArtifactError as e:
+        passed, text = False, str(e)
+    about = f"This run published nothing. {'What was published before: ' if text else ''}{text}".strip()
+    yield dg.AssetCheckResult(passed=passed, asset_key=key, check_name=WHOLE, description=about)
 
 
 def verify_check(asset: dg.AssetsDefinition, root: Place | str) -> dg.AssetChecksDefinition:

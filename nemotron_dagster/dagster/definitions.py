@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,35 +16,56 @@ import dagster as dg
 
 from nemotron_dagster.artifacts.store import artifact_root
 from nemotron_dagster.catalog import load_catalog
+from nemotron_dagster.config.profiles import load_environment
 from nemotron_dagster.dagster.assets import EnvProfile, broken_steps, pipeline_assets
 from nemotron_dagster.dagster.io_managers import io_managers
-from nemotron_dagster.errors import ConfigError, NemotronError, PreflightError
+from nemotron_dagster.dagster.profile_resources import profile_resources
+from nemotron_dagster.dagster.sensors import detached_jobs
+from nemotron_dagster.errors import ConfigError, NemotronError, PreflightError, did_you_mean
 from nemotron_dagster.pipelines import CATALOG, Pipeline, catalog_pipeline, load_pipelines
 from nemotron_dagster.project import Project
 
 
-@cache
-def build_definitions(project: Project) -> dg.Definitions:
+def build_definitions(
+    project: Project, partitions: Mapping[str, dg.PartitionsDefinition] | None = None
+) -> dg.Definitions:
     """The catalog pipeline, the pipelines of ``<project>/pipelines/``, IO managers per type, a job per pipeline.
 
+    ``partitions`` gives steps and nodes partitions, by asset key: ``{"my_pipeline/cleaned": DAYS}``.
+
     Raises:
-        ConfigError: a pipeline does not load or does not type-check.
+        ConfigError: a pipeline does not load or does not type-check, or ``partitions`` names no asset of ours.
     """
+    return _build(project, tuple((partitions or {}).items()))
+
+
+@cache
+def _build(project: Project, partitions: tuple[tuple[str, dg.PartitionsDefinition], ...]) -> dg.Definitions:
     catalog = load_catalog(project)
     root = artifact_root(project)
     pipelines = [catalog_pipeline(catalog), *load_pipelines(project, catalog).values()]
     for name, error in catalog.broken.items():
         dg.get_dagster_logger("nemotron").warning("step %s is left out: %s", name, error)
-    assets = [a for p in pipelines for a in pipeline_assets(project, p, root)]
+    keys = {"/".join(n.key) for p in pipelines for n in p.nodes.values()}
+    for key, _ in partitions:
+        if key not in keys:
+            raise ConfigError(f"partitions of {key!r}: no step or pipeline node has that key.{did_you_mean(key, keys)}")
+    assets = [a for p in pipelines for a in pipeline_assets(project, p, root, dict(partitions))]
     jobs = [
         dg.define_asset_job(p.name, selection=_selection(p), description=p.description or None)
         for p in pipelines
         if p.name != CATALOG
     ]
+    ours = frozenset(n.key for p in pipelines for n in p.nodes.values())
     return dg.Definitions(
         assets=[*assets, *broken_steps(catalog)],
         jobs=jobs,
-        resources={**io_managers(catalog.types, root), "profile": EnvProfile()},
+        sensors=[detached_jobs(project, ours)],
+        resources={
+            **io_managers(catalog.types, root),
+            **profile_resources(project, load_environment(project.root)),
+            "profile": EnvProfile(),
+        },
         executor=dg.in_process_executor,
     )
 

@@ -27,6 +27,7 @@ from nemotron_dagster.artifacts.store import latest, set_latest
 from nemotron_dagster.artifacts.values import Origin, ValueFailed, publish_value
 from nemotron_dagster.catalog import TypeGraph, load_catalog
 from nemotron_dagster.dagster.internals import set_data_version
+from nemotron_dagster.dagster.live import ADOPT
 from nemotron_dagster.errors import ArtifactError, NemotronError
 from nemotron_dagster.project import find_project
 
@@ -81,6 +82,8 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
         wanted, optional = _annotation(context)
         optional = optional or "accepts" in given  # our own steps say themselves what they cannot do without
         accepts = str(given.get("accepts", self.type))
+        if "accepts" in given and context.step_context.run_tags.get(ADOPT):
+            return None  # the job of that run has read its inputs long ago
         try:
             if not context.has_asset_partitions:
                 return _value(self._current(context, None, accepts), wanted, optional, context, None)
@@ -204,9 +207,12 @@ def _key(context: dg.InputContext | dg.OutputContext) -> str:
     return str(context.asset_key.to_user_string())
 
 
-def failure(error: NemotronError) -> dg.Failure:
-    """A Dagster failure that shows the message alone and is not retried: running again would not mend it."""
-    return dg.Failure(str(error), metadata={"exit_code": error.exit_code}, allow_retries=False)
+def failure(error: NemotronError, known: Mapping[str, dg.MetadataValue[Any]] | None = None) -> dg.Failure:
+    """A Dagster failure that shows the message alone and is not retried: running again would not mend it.
+
+    ``known`` is what is known of the job that failed.
+    """
+    return dg.Failure(str(error), metadata={"exit_code": error.exit_code, **(known or {})}, allow_retries=False)
 
 
 def metadata(ref: ArtifactRef) -> dict[str, dg.MetadataValue[Any]]:

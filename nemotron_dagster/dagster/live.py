@@ -15,6 +15,8 @@ import dagster as dg
 from nemotron_dagster.errors import NemotronError
 from nemotron_dagster.jobs.messages import Reporter
 
+ADOPT = "nemotron/adopt"  # run tag: the key of the submission to follow, instead of a new one
+JOB = "nemotron/job"  # run tag: the key of the submission, to search runs by
 _UTF8 = codecs.getincrementaldecoder("utf-8")  # a piece of a log may end inside a character
 _EVERY = 5.0  # seconds between two progress lines in Dagster's log: each is a row of its database
 
@@ -30,21 +32,27 @@ class Terminal(Protocol):
 
 
 _terminal: Terminal | None = None
+_leaves = False
 
 
 @contextmanager
-def attached(terminal: Terminal) -> Iterator[None]:
-    """Show the runs of this process on ``terminal``; an interrupt then cancels the job."""
-    global _terminal
-    _terminal = terminal
+def attached(terminal: Terminal, leaves: bool = False) -> Iterator[None]:
+    """Show the runs of this process on ``terminal``; an interrupt then cancels the job, or ``leaves`` it running."""
+    global _terminal, _leaves
+    _terminal, _leaves = terminal, leaves
     try:
         yield
     finally:
-        _terminal = None
+        _terminal, _leaves = None, False
 
 
 def terminal() -> Terminal | None:
     return _terminal
+
+
+def leaves_job() -> bool:
+    """Whether an interrupt leaves the job running."""
+    return _leaves
 
 
 @dataclass

@@ -13,6 +13,9 @@ import dagster as dg
 
 from nemotron_dagster.dagster.definitions import dagster_home, open_instance, project_definitions
 from nemotron_dagster.dagster.internals import belong_to_location
+from nemotron_dagster.dagster.live import ADOPT, JOB
+from nemotron_dagster.errors import ConfigError
+from nemotron_dagster.jobs.ledger import Record
 from nemotron_dagster.project import Project
 
 LOCATION = "nemotron_dagster.definitions"  # how workspace.yaml and `nemotron ui` name it
@@ -24,6 +27,7 @@ def materialize(
     config: Mapping[str, Any],
     tags: Mapping[str, str],
     pipeline: str | None = None,
+    partition: str | None = None,
 ) -> bool:
     """Materialize ``keys`` in one run on the project's instance, so that the UI shows it; whether it succeeded.
 
@@ -41,8 +45,25 @@ def materialize(
             raise_on_error=False,
             run_id=run_id,
             tags=dict(tags),
+            partition_key=partition,
         )
     return result.success
+
+
+def adopt(project: Project, record: Record) -> bool:
+    """Follow a submission in a run of its asset, and publish or fail as its job did; whether it succeeded.
+
+    Raises:
+        ConfigError: the project has no such asset any more.
+    """
+    asset = dg.AssetKey(list(record.order.asset))
+    if asset not in project_definitions(project).resolve_asset_graph().executable_asset_keys:
+        raise ConfigError(
+            f"submission {record.key} is of the asset {asset.to_user_string()}, which is not in the project any more. "
+            f"Put it back, or drop the submission: nemotron runs cancel {record.key}"
+        )
+    tags = {ADOPT: record.key, JOB: record.key}
+    return materialize(project, [record.order.asset], {}, tags, partition=record.order.partition)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,24 @@ class Board:
         if seen.get("error"):
             raise TargetError(seen["error"])
         return status_from(seen["jobs"][handle.key])
+
+    def statuses(self, target: Target, handles: Sequence[JobHandle]) -> dict[str, Status]:
+        """Key -> status of open jobs of one target, with one question at most; without those that it does not know.
+
+        Raises:
+            As ``status``.
+        """
+        if not target.cluster:
+            return target.statuses(handles)
+        jobs = _read(self._file(target.cluster)).get("jobs", {})
+        for handle in sorted(handles, key=lambda h: h.key in jobs)[:1]:  # asking for one asks for all
+            self.status(target, handle)
+        return self.last(target.cluster, handles)
+
+    def last(self, cluster: str, handles: Iterable[JobHandle]) -> dict[str, Status]:
+        """Key -> the last answer, however old."""
+        jobs = _read(self._file(cluster)).get("jobs", {})
+        return {h.key: status_from(jobs[h.key]) for h in handles if h.key in jobs}
 
     def _ask(self, target: Target, handle: JobHandle, seen: dict[str, Any]) -> dict[str, Any]:
         """Ask the scheduler once, for this job and every open one of its cluster."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_dagster import artifacts
-from nemotron_dagster.artifacts.localize import localized
+from nemotron_dagster.artifacts.localize import bound_path, localized
 from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.port_locks import Result, Subject, check_all, subject_at, subject_of
 from nemotron_dagster.catalog import Port, Step
@@ -50,7 +51,7 @@ def upstream(step: Step, port: Port, ref: ArtifactRef) -> Subject:
             facts = artifacts.validate(port.type, path)
         except ArtifactError as e:
             raise ArtifactError(f"{step.id}: input {port.name} from {'/'.join(ref.manifest.asset)}:\n{e}") from e
-    return subject_of(ref, facts)
+    return replace(subject_of(ref, facts), path=str(bound_path(port, ref)))
 
 
 def check_locks(spec: JobSpec, subjects: Mapping[str, Subject]) -> list[Result]:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +136,8 @@ class Ledger:
             os.close(descriptor)
         if record.phase not in OPEN:
             (self.root / "open" / f"{record.key}.json").unlink(missing_ok=True)
-            (self.locks / f"{record.key}.watched").unlink(missing_ok=True)
+            if record.phase != "published":  # then it is watched until it is `recorded`
+                (self.locks / f"{record.key}.watched").unlink(missing_ok=True)
         return record
 
     def change(self, key: str, **changes: Any) -> Record:
@@ -173,10 +174,40 @@ class Ledger:
         """Submissions that are not closed yet, oldest first."""
         return sorted(self._folder("open"), key=lambda r: r.created)
 
-    def all(self, limit: int | None = None) -> list[Record]:
-        """Every submission, the newest ``limit`` closed ones among them, oldest first."""
-        found = {r.key: r for r in self._folder("open")} | {r.key: r for r in self._folder("done", limit)}
+    def all(self, limit: int | None = None, problems: list[str] | None = None) -> list[Record]:
+        """Every submission, the newest ``limit`` closed ones among them, oldest first.
+
+        What is wrong with files that are no records is added to ``problems``.
+        """
+        found = {r.key: r for r in self._folder("open", None, problems)}
+        found |= {r.key: r for r in self._folder("done", limit, problems)}
         return sorted(found.values(), key=lambda r: r.created)
+
+    def keys(self) -> list[str]:
+        """The keys of all submissions, by their files' names alone."""
+        names: set[str] = set()
+        for folder in ("open", "done"):
+            with suppress(FileNotFoundError):
+                names |= {n.removesuffix(".json") for n in os.listdir(self.root / folder) if n.endswith(".json")}
+        return sorted(n for n in names if not n.startswith("."))
+
+    def owe(self, key: str) -> None:
+        """Note that the artifact of a submission is published, or is about to be, and not yet in Dagster's history."""
+        file = self.root / "unrecorded" / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    def owed(self) -> list[str]:
+        """The keys noted by ``owe`` that nobody has ``recorded`` yet: who was about to may have been killed."""
+        try:
+            return sorted(os.listdir(self.root / "unrecorded"))
+        except FileNotFoundError:
+            return []
+
+    def recorded(self, key: str) -> None:
+        """The artifact is in Dagster's history."""
+        (self.root / "unrecorded" / key).unlink(missing_ok=True)
+        (self.locks / f"{key}.watched").unlink(missing_ok=True)
 
     @contextmanager
     def watched(self, key: str) -> Iterator[None]:
@@ -204,15 +235,19 @@ class Ledger:
     def locks(self) -> Path:
         return self.root / "locks"
 
-    def _folder(self, name: str, limit: int | None = None) -> Iterator[Record]:
-        try:
-            files = [(e.stat().st_mtime, e.path) for e in os.scandir(self.root / name) if e.name.endswith(".json")]
-        except FileNotFoundError:
-            return
+    def _folder(self, name: str, limit: int | None = None, problems: list[str] | None = None) -> Iterator[Record]:
+        files = []
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.root / name):
+                with suppress(FileNotFoundError):  # closed since it was listed
+                    if entry.name.endswith(".json"):
+                        files.append((entry.stat().st_mtime, entry.path))
         for _, path in sorted(files, reverse=True)[:limit]:
             try:
                 record = _read(Path(path))
-            except TargetError:  # named by whoever asks for that very record; the others are as good as before
+            except TargetError as e:  # the others are as good as before
+                if problems is not None:
+                    problems.append(str(e))
                 continue
             if record is not None:
                 yield record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from nemotron_dagster.artifacts.store import Slot, publish, published, set_aside
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.delivery import Delivery
 from nemotron_dagster.errors import ArtifactError, Cancelled, JobFailed, NemotronError, PayloadNotBuilt
+from nemotron_dagster.jobs.causes import likely_cause, tail_of
 from nemotron_dagster.jobs.ledger import Ledger, Order, Record
 from nemotron_dagster.jobs.messages import Reporter, read_messages
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Target
@@ -60,16 +62,19 @@ def finish(
         if not target.shares_files and published(place) is None:
             reporter.note(f"fetching the output from {target.job_directory(record.key)}")
             target.collect(handle, place.output)
+        ledger.owe(record.key)
         try:
             ref = publish_output(record, handle, place)
         except InvalidOutput as e:
             ledger.change(record.key, phase="failed", status=status, error=str(e))
+            ledger.recorded(record.key)
             raise
-    given = record.order.delivery
-    if given is not None:
-        wanted = Delivery(str(given["key"]), Path(str(given["path"])), bool(given["force"]))
-        reporter.log(f"{delivery.said(delivery.deliver(wanted, ref), ref)}\n".encode())
-    ledger.change(record.key, phase="published", status=status, uri=ref.uri)
+        given = record.order.delivery
+        if given is not None:
+            wanted = Delivery(str(given["key"]), Path(str(given["path"])), bool(given["force"]))
+            if not delivery.delivered(wanted, ref):
+                reporter.log(f"{delivery.said(delivery.deliver(wanted, ref), ref)}\n".encode())
+        ledger.change(record.key, phase="published", status=status, uri=ref.uri)
     return ref
 
 
@@ -89,6 +94,8 @@ def publish_output(record: Record, handle: JobHandle, place: Slot) -> ArtifactRe
     order = record.order
     if not place.output.is_dir() and (found := published(place)) is not None:
         return found  # another process that adopted the same job has published it
+    if problem := _gone(place, record.key):
+        raise InvalidOutput(f"{order.step}: job {record.key} ended, but {problem} Run it again.")
     inner = _real(place.output, order.path)
     try:
         facts = artifacts.validate(order.type, place.output / inner)
@@ -125,6 +132,7 @@ def publish_output(record: Record, handle: JobHandle, place: Slot) -> ArtifactRe
         created=now(),
         job=handle.as_dict(),
         settings=dict(order.settings),
+        git=dict(order.git or {}),
         counts=fingerprints.counts(len(files), headline(order.type, facts, reported)),
     )
     return publish(place, replace(manifest, **fingerprints.of(facts, reported, order.known)))
@@ -143,12 +151,24 @@ def failure(record: Record, step: Step | None, status: Status, place: Slot, log:
         recovery = last.get("recovery") or known.get("recovery") or ""
         kind = PayloadNotBuilt if status.exit_code == NOT_BUILT else JobFailed
         return kind(f"{order.step}: {last.get('message')}\n{recovery}".strip() + f"\n{where}")
-    tail = "\n".join(log.decode("utf-8", errors="replace").splitlines()[-12:])
+    cause = likely_cause(status.raw or status.state, status.exit_code, log.decode("utf-8", errors="replace"))
     how = status.reason or f"exit code {status.exit_code}"
     again = (
         "Run it again to continue from its last checkpoint." if order.resumable else "Mend the cause and run it again."
     )
-    return JobFailed(f"{order.step}: the job failed ({how}).\n{tail}\n{where}. {again}")
+    told_by = f"Likely cause: {cause}\n" if cause else ""
+    return JobFailed(f"{order.step}: the job failed ({how}).\n{told_by}{tail_of(log)}\n{where}. {again}")
+
+
+def _gone(place: Slot, key: str) -> str:
+    """Why the staged output is not what this submission wrote, or nothing."""
+    if not place.output.is_dir():
+        return f"its output, {place.output}, is gone."
+    try:
+        owner = str(json.loads(place.owner.read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    return "" if owner == key else f"submission {owner} writes to {place.output} since."
 
 
 def _words(status: Status) -> str:

@@ -7,7 +7,7 @@ configs carry them; their description says so.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 _EMPTY_MEANS = frozenset({"lustre_mount"})
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _AUTO_MOUNT = re.compile(r"(?:\$\{)?(?:__)?auto_mount(?:__)?:")
+_REF = re.compile(r"(?!-)[^\s\x00-\x1f\x7f:?*\[\\]+")
 _MARKED = "Accepted so that profiles and configs can be shared; "
 
 
@@ -36,10 +37,22 @@ def _toml(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _patterns(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"must be a list. Write [{_toml(value)}]")
+    for pattern in value if isinstance(value, list | tuple) else ():
+        if isinstance(pattern, str) and (not pattern.strip() or "\0" in pattern):
+            raise ValueError(f"{pattern!r}: must name a file or folder")
+        if isinstance(pattern, str) and (pattern.startswith(("/", "~")) or ".." in pattern.split("/")):
+            raise ValueError(f"{pattern!r}: must be relative to the project, and stay in it")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Commands = Annotated[tuple[str, ...], BeforeValidator(_commands)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
 Scalar = str | bool | int | float
 
 
@@ -73,6 +86,26 @@ class CommonSettings(BaseModel):
     code_src_dir: str | None = Field(None, description=_MARKED + "not read: code is shipped with the job.")
     repo_root: str | None = Field(None, description=_MARKED + "not read: code is shipped with the job.")
     persistent_cache: str | None = Field(None, description="Cache directory that the RL configs refer to.")
+    packager: Literal["payload", "git", "pattern", "hybrid"] = Field(
+        "payload",
+        description="Code that travels with a job, where the target moves it: the step and what steps share, or around "
+        "them the project's committed files (git), files by pattern, or both (hybrid).",
+    )
+    packager_ref: str | None = Field(
+        None, description="Commit, branch or tag that git and hybrid take; default: HEAD, what is checked out."
+    )
+    packager_patterns: Patterns = Field(
+        (),
+        description="Files and folders that pattern and hybrid take, below the project: names or globs, ** across "
+        "folders.",
+    )
+    packager_uncommitted: Literal["refuse", "ship"] = Field(
+        "refuse",
+        description="What git and hybrid do where files are not committed: refuse the job, or send them along.",
+    )
+    packager_max_mb: Positive = Field(
+        200, description="Most MB of code that may travel with a job, before compression."
+    )
     host: str | None = Field(None, description=_MARKED + "read by slurm.")
     user: str | None = Field(None, description=_MARKED + "read by slurm.")
     account: str | None = Field(None, description=_MARKED + "read by slurm.")
@@ -95,6 +128,36 @@ class CommonSettings(BaseModel):
             if not _VARIABLE.fullmatch(str(name)):
                 raise ValueError(f"{str(name)!r} is no name of a variable. Use letters, digits and underscores")
         return {str(k): v for k, v in values.items() if v is not None}
+
+    @field_validator("packager_ref")
+    @classmethod
+    def _ref(cls, value: str | None) -> str | None:
+        if value is not None and not _REF.fullmatch(value):
+            raise ValueError("must be a commit, a branch or a tag")
+        return value
+
+    @model_validator(mode="after")
+    def _packaging(self) -> CommonSettings:
+        if self.packager in ("pattern", "hybrid") and not self.packager_patterns:
+            raise ValueError(
+                f'packager = "{self.packager}" needs packager_patterns. Name what travels: packager_patterns = ["src"]'
+            )
+        if self.packager in ("payload", "git") and self.packager_patterns:
+            other = "hybrid" if self.packager == "git" else "pattern"
+            raise ValueError(
+                f'packager_patterns is not read by packager = "{self.packager}". '
+                f'Set packager = "{other}", or packager_patterns = []'
+            )
+        if self.packager in ("payload", "pattern") and self.packager_ref:
+            other = "hybrid" if self.packager == "pattern" else "git"
+            raise ValueError(
+                f'packager_ref is not read by packager = "{self.packager}". Set packager = "{other}", or remove it'
+            )
+        if self.packager_uncommitted == "ship" and self.packager_ref not in (None, "HEAD"):
+            raise ValueError(
+                'packager_uncommitted = "ship" adds to what is checked out, not to packager_ref. Remove one of them'
+            )
+        return self
 
     @property
     def job_image(self) -> str | None:

@@ -4,6 +4,9 @@ NeMo-Run upper-cases and does not quote environment variables, takes `/nemo_run`
 directory where there is no container, and quotes neither a command's words nor srun's (`noquote` in it is `str`; for
 Ray it does quote srun's). So the environment travels in setup lines of our own, such paths are masked, the command is
 one file, and image, mounts and srun_args are quoted before they get there.
+
+What is ours in the script comes before what is NeMo-Run's: a second job of the same key ends at once, and the end
+leaves a mark. NeMo-Run's scripts trace themselves, and the one for Ray prints its whole environment: neither is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ Settings = Any  # of resources/slurm.py, which is loaded by path
 TITLE, TASK = "nemotron", "job"  # of NeMo-Run's experiment: <remote_job_dir>/nemotron/nemotron_<key>/job
 _MASK = ("nemo_run", "nemo@@run")
 _KEY = (ANY_KEY, "@@key@@")  # braces would be quoted
+_CHAINED = re.compile(r"([0-9a-f]{20})-(\d+)")  # a follow-up job of a walltime chain
+_TRACES = (("set -evx\n", "set -e\n"), ("set -eoux pipefail\n", "set -euo pipefail\n"))
+_RAY_ENV = re.compile(r"^env$\n", re.M)
+_RAY_TRAP = "trap cleanup_cluster_info EXIT"
 _SCHEMES = ("docker://", "dockerd://", "podman://", "docker-archive://", "oci-archive://")
 
 
@@ -36,7 +43,15 @@ def job_directory(settings: Settings, key: str) -> str:
         raise ProfileError(
             "remote_job_dir required for the slurm executor: a directory on the shared file system. Add it."
         )
-    return f"{settings.remote_job_dir.rstrip('/')}/{TITLE}/{TITLE}_{key}/{TASK}"
+    chained = _CHAINED.fullmatch(key)
+    first, task = (chained[1], f"{TASK}-{chained[2]}") if chained else (key, TASK)
+    return f"{settings.remote_job_dir.rstrip('/')}/{TITLE}/{TITLE}_{first}/{task}"
+
+
+def run_directory(settings: Settings, key: str) -> str:
+    """What the payload sees as the job's directory: a follow-up job continues in that of the first one."""
+    chained = _CHAINED.fullmatch(key)
+    return job_directory(settings, chained[1] if chained else key)
 
 
 def script_path(job: Submission) -> str:
@@ -52,8 +67,12 @@ def job_script(job: Submission) -> str:
 def submit_command(settings: Settings, key: str) -> tuple[str, ...]:
     """The command that submits the batch script on the login node."""
     requeue = "--no-requeue" if settings.requeue is False else "--requeue"
-    directory = os.path.dirname(job_directory(settings, key))
-    return ("sbatch", requeue, "--parsable", f"{directory}/{TASK}_sbatch.sh")
+    return ("sbatch", requeue, "--parsable", batch_file(settings, key))
+
+
+def batch_file(settings: Settings, key: str) -> str:
+    """Where the batch script lies, as NeMo-Run has it: ``<experiment>/<task>_sbatch.sh``."""
+    return f"{job_directory(settings, key)}_sbatch.sh"
 
 
 def batch_script(settings: Settings, job: Submission) -> str:
@@ -73,14 +92,15 @@ def batch_script(settings: Settings, job: Submission) -> str:
 
     assert RUNDIR_NAME == "nemo_run"
     hide = _hide if job.image is None else _plain
-    directory = hide(job_directory(settings, job.key))
-    executor = _executor(settings, job, directory, hide)
+    directory = hide(run_directory(settings, job.key))
+    logs = hide(job_directory(settings, job.key)) + ("/ray/logs" if ray else "")
+    executor = _executor(settings, job, directory, logs, hide)
     command = f"bash {shlex.quote(hide(script_path(job)))}"
     submit = list(submit_command(settings, job.key)[:-1])
     if ray:
         request: Any = SlurmRayRequest(
             name=TASK,
-            cluster_dir=f"{directory}/ray",
+            cluster_dir=os.path.dirname(logs),
             template_name="ray.sub.j2",
             executor=executor,
             command=command,
@@ -98,17 +118,26 @@ def batch_script(settings: Settings, job: Submission) -> str:
             extra_env={},
             launcher=None,
         )
-    return _show(request.materialize())
+    return _ours(_show(request.materialize()), settings, job)
 
 
 def mounts(settings: Settings, job: Submission) -> tuple[str, ...]:
-    """The container's mounts: the profile's and the config's, cloned repositories, Lustre, Ray's scratch."""
+    """The container's mounts: the profile's and the config's, cloned repositories, Lustre, inputs, Ray's scratch.
+
+    Raises:
+        ProfileError: a directory that the job needs cannot be mounted.
+    """
     if job.image is None:
         return ()
     base = settings.remote_job_dir
     found = [str(m) for m in job.mounts if not is_auto_mount(m)]
     found += [f"{_clone(settings, url, ref)}:{path}" for url, ref, path in launch.clones(job.mounts)]
     found += [settings.lustre_mount] if settings.lustre_mount else []
+    for path in job.visible:
+        if re.search(r"[:,]", path):
+            raise ProfileError(f"{path}: a path with : or , cannot be mounted into a container. Choose another place.")
+        found.append(f"{path}:{path}")
+    found += [] if settings.shares_files else [f"{base}/inputs:{base}/inputs"]
     return tuple(dict.fromkeys([*found, f"{base}/ray_temp:/ray-cluster"]))
 
 
@@ -124,22 +153,30 @@ def image_file(settings: Settings, image: str | None) -> str | None:
 
 def preparation(settings: Settings, job: Submission) -> tuple[str, ...]:
     """Commands run on the login node where what they make is missing: the image's file, cloned repositories."""
-    commands = []
+    return tuple(command for _, command in steps_before(settings, job))
+
+
+def steps_before(settings: Settings, job: Submission) -> list[tuple[str, str]]:
+    """The same, each with the path that it makes. None ever leaves half of it there."""
+    steps = []
     file = image_file(settings, job.image)
     if job.image and file != job.image and file:
         source = job.image if job.image.startswith(_SCHEMES) else f"docker://{job.image}"
-        scratch = f"{settings.remote_job_dir}/.enroot"
+        scratch, part = f"{settings.remote_job_dir}/.enroot", f"{file}.part"
         inner = (
             f"export ENROOT_RUNTIME_PATH={scratch} ENROOT_CACHE_PATH={scratch}/cache ENROOT_DATA_PATH={scratch}/data"
             f" && mkdir -p {scratch}/cache {scratch}/data"
-            f" && enroot import --output {shlex.quote(file)} {shlex.quote(source)}"
+            f" && rm -f {shlex.quote(part)} && enroot import --output {shlex.quote(part)} {shlex.quote(source)}"
+            f" && mv -f {shlex.quote(part)} {shlex.quote(file)}"
         )
-        if settings.force_squash:
-            commands.append(f"rm -f {shlex.quote(file)}")
-        commands.append(shlex.join(["salloc", *_build(settings, job), "srun", "--export=ALL", "bash", "-c", inner]))
+        allocation = ["salloc", *_build(settings, job), "srun", "--export=ALL", "bash", "-c", inner]
+        steps.append((file, shlex.join(allocation)))
     for url, ref, _ in launch.clones(job.mounts):
-        commands.append(launch.clone_command(url, ref, _clone(settings, url, ref)))
-    return tuple(commands)
+        path = _clone(settings, url, ref)
+        part = f"{path}.part"
+        command = launch.clone_command(url, ref, part)
+        steps.append((path, f"{command} && mv -T {shlex.quote(part)} {shlex.quote(path)}"))
+    return steps
 
 
 def secrets_file(settings: Settings, key: str) -> str:
@@ -154,7 +191,7 @@ def name(settings: Settings, job: Submission) -> str:
     return f"{first}.{job.key}"
 
 
-def _executor(settings: Settings, job: Submission, directory: str, hide: Any) -> Any:
+def _executor(settings: Settings, job: Submission, directory: str, logs: str, hide: Any) -> Any:
     from nemo_run.core.execution.slurm import SlurmExecutor, SlurmJobDetails
     from nemo_run.core.packaging.base import Packager
 
@@ -174,7 +211,7 @@ def _executor(settings: Settings, job: Submission, directory: str, hide: Any) ->
         container_mounts=[shlex.quote(m) for m in mounts(settings, job)],
         srun_args=[hide(a if job.launch == "ray" else shlex.quote(a)) for a in settings.srun_args] or None,
         additional_parameters=shown or None,
-        job_details=SlurmJobDetails(job_name=hide(name(settings, job))),
+        job_details=SlurmJobDetails(job_name=hide(name(settings, job)), folder=logs),
         setup_lines=hide("\n".join(_setup(settings, job))),
         packager=Packager(),
         retries=settings.retries,
@@ -201,23 +238,57 @@ def _parameters(settings: Settings) -> dict[str, Any]:
 
 def _setup(settings: Settings, job: Submission) -> list[str]:
     lines = [f'export MASTER_ADDR="${{head_node_ip%% *}}" MASTER_PORT={launch.PORT}']
+    lines += ["export SLURM_OPEN_MODE=a"]  # a restart must not cut what was read already
     if job.launch == "ray":  # its template takes eight GPUs for granted
         lines += [f"gpus_per_node={job.gpus_per_node}", 'CPUS_PER_WORKER="${SLURM_CPUS_ON_NODE:-$CPUS_PER_WORKER}"']
         lines += launch.exports(job.env)  # for the workers too, not only for the driver
     if job.secrets:
-        file = shlex.quote(secrets_file(settings, job.key).replace(*_KEY))
         lines += [
             f"# {', '.join(sorted(job.secrets))}",
-            f"_secrets={file}",
             "_flags=$-",
             "set +vx",
             'if ! . "$_secrets"; then echo "cannot read $_secrets" >&2; exit 1; fi',
             'case "$_flags" in *v*) set -v ;; esac',
             'case "$_flags" in *x*) set -x ;; esac',
         ]
-        if job.launch != "ray":  # that template has an EXIT trap of its own
-            lines.append("""trap 'if [ $? -eq 0 ]; then rm -f "$_secrets"; fi' EXIT""")
+        if settings.requeue is False and not settings.retries:  # nothing starts it again
+            lines.append('rm -f "$_secrets"')
     return [*lines, *([settings.setup_lines] if settings.setup_lines else [])]
+
+
+#: Before anything else the job claims its key; at its end it leaves its exit status, and how often it was restarted.
+#: Who lost the claim never touches the marks of who won it.
+_HEAD = """\
+_job=@job
+_secrets=@secrets
+if ! ln -s "$SLURM_JOB_ID" "$_job/claim" 2>/dev/null && [ "$(readlink "$_job/claim")" != "$SLURM_JOB_ID" ]; then
+  echo "job $(readlink "$_job/claim") does this very work already; job $SLURM_JOB_ID ends without running anything"
+  exit 75
+fi
+_end() {
+  # with an exit status of its own and no retry left, nothing starts the job again
+  if [ "$1" -lt 128 ] && { [ "$1" -eq 0 ] || [ "${SLURM_RESTART_COUNT:-0}" -ge @retries ]; }; then rm -f "$_secrets"; fi
+  echo "$1 ${SLURM_RESTART_COUNT:-0} $(date +%s)" >"$_job/.ended" && mv -f "$_job/.ended" "$_job/ended"
+}
+rm -f "$_job/ended" "$_job/missing"
+trap '_end $?' EXIT
+
+"""
+
+
+def _ours(script: str, settings: Settings, job: Submission) -> str:
+    """The rendered script with our head, and without what it would write into logs by itself."""
+    trace = next((t for t in _TRACES if t[0] in script), None)
+    assert trace, "NeMo-Run's batch script has another head than the one that is known here"
+    head = _HEAD.replace("@job", shlex.quote(job_directory(settings, job.key)))
+    head = head.replace("@secrets", shlex.quote(secrets_file(settings, job.key)))
+    head = head.replace("@retries", str(settings.retries))
+    script = script.replace(trace[0], head + trace[1], 1)
+    if job.launch == "ray":
+        assert _RAY_TRAP in script and _RAY_ENV.search(script), "NeMo-Run's Ray script is not the one known here"
+        script = _RAY_ENV.sub("", script)
+        script = script.replace(_RAY_TRAP, "trap '_code=$?; cleanup_cluster_info; _end $_code' EXIT")
+    return script
 
 
 def _build(settings: Settings, job: Submission) -> Sequence[str]:

@@ -77,7 +77,7 @@ class Status:
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if v not in (None, "", False, {})}
+        return {k: v for k, v in asdict(self).items() if v is not None and v is not False and v not in ("", {})}
 
 
 def status_from(data: Mapping[str, Any]) -> Status:

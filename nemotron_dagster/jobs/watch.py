@@ -97,7 +97,7 @@ class Watch:
             self._cursors[handle.key] = dict(chunk.cursor)
             if self.cursor_file is not None:
                 write_bytes(self.cursor_file, json.dumps(self._cursors).encode())
-        return bool(chunk.log), chunk.ended
+        return bool(chunk.log or chunk.messages), chunk.ended
 
     def _cancel_if_unwanted(self, handle: JobHandle) -> None:
         if self._cancelling or time.monotonic() - self._asked < _ASK:

@@ -31,6 +31,7 @@ PROTOCOL_VERSION = 1
 BAD_INPUT = 3
 NOT_BUILT = 9
 
+SPLIT_KEYS = ("train", "val", "test")  # of a data step's manifest.json: paths, relative to it or absolute
 _MAX_NODES = 250_000  # of a config, its interpolations resolved; OmegaConf alone stops at 10,000
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # to YAML 1.1 some of these are text
@@ -145,6 +146,8 @@ def _plain(text: str) -> Any:
 def _manifest(directory: str, key: str) -> str:
     """``${manifest:DIR,KEY}``: a value of the ``manifest.json`` that a data step wrote to DIR.
 
+    A relative path of a split's files counts from DIR.
+
     Raises:
         PayloadError: no such file, or it has no such key.
     """
@@ -156,7 +159,8 @@ def _manifest(directory: str, key: str) -> str:
     if not isinstance(data, dict) or key not in data:
         has = ", ".join(data) if isinstance(data, dict) else ""
         raise PayloadError("config_invalid", f"{file}: has no key {key!r}; it has: {has or 'nothing'}", "Mend the key.")
-    return str(data[key])
+    value = str(data[key])
+    return str(file.parent / value) if key in SPLIT_KEYS and value else value
 
 
 def _product(*factors: float) -> float:

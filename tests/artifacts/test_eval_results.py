@@ -328,7 +328,8 @@ RESULTS = Results(
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     write(RESULTS, tmp_path / "out")
     assert read(tmp_path / "out") == RESULTS
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["summary.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.yml", "summary.json"]
+    assert artifacts.validate("eval_results", tmp_path / "out")["raw"] == ["results.yml"]
     with pytest.raises(ArtifactError, match="exists already"):
         write(RESULTS, tmp_path / "out")
 

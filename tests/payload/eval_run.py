@@ -98,3 +98,28 @@ def make_checkpoint(folder: Path, steps: int = 0) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return folder
+
+
+_READER = """
+import json, sys, yaml
+from pathlib import Path
+from nemo_evaluator.api.api_dataclasses import EvaluationConfig, EvaluationResult, EvaluationTarget
+from nemo_evaluator_launcher.exporters.utils import extract_accuracy_metrics
+folder = Path(sys.argv[1])
+data = yaml.safe_load((folder / "results.yml").read_text())
+EvaluationConfig.model_validate(data["config"])
+print(json.dumps({
+    "exported": extract_accuracy_metrics(folder),
+    "result": EvaluationResult.model_validate(data["results"]).model_dump(exclude_none=True),
+    "model": EvaluationTarget.model_validate(data["target"]).api_endpoint.model_id,
+}))
+"""
+
+
+def read_by_nemo_evaluator(folder: Path) -> dict[str, Any]:
+    """What NeMo Evaluator's own model and its exporters' reader find in a directory's results.yml."""
+    command = [payload_python("eval"), "-c", _READER, folder]
+    env = environment(folder.parent)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

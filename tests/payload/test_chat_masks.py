@@ -182,7 +182,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an image": ({"messages": [user([{"type": "image"}])]}, "bad_message", "no text"),  # type: ignore[arg-type]
     "arguments cut off": (
         {"messages": [user("a"), {**answer(""), "tool_calls": [{"function": {"name": "f", "arguments": '{"a'}}]}]},
-        "bad_tool_call", "arguments of f",
+        "bad_tool_call", "arguments of 'f'",
     ),
     "arguments that are a list": (
         {"messages": [user("a"), {**answer(""), "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},

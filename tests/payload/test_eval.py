@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from eval_run import STEP, Run, config, environment, make_checkpoint, run
+from eval_run import STEP, Run, config, environment, make_checkpoint, read_by_nemo_evaluator, run
 from interpreters import payload_python
+
+from nemotron_dagster.artifacts import validate
 
 TASKS = STEP / "tasks" / "roman_numerals"
 KEY = "sk-planted-7f3a9c2e51d84b60"
@@ -124,6 +126,24 @@ print(json.dumps({t: [len(r), sum(r[m]) / len(r), scores[t][k]]
         assert count == 250 and mean == pytest.approx(reported)
     results = json.loads(next(untrained.output.glob("results_*.json")).read_text())
     assert results["config"]["model"] == "hf" and results["n-samples"]["roman_numerals"]["effective"] == 250
+
+
+def test_scores_parse_with_nemo_evaluators_reader_and_model(untrained: Run) -> None:
+    read = read_by_nemo_evaluator(untrained.output)
+    write, choose = untrained.score("roman_numerals"), untrained.score("roman_numerals_choice")
+    assert read["exported"] == {
+        "roman_numerals_exact_match__trimmed": write["value"],
+        **{
+            f"roman_numerals_choice_{s['metric']}": s["value"]
+            for s in untrained.summary["scores"]
+            if s["task"] == choose["task"]
+        },
+    }
+    scores = read["result"]["tasks"]["roman_numerals_choice"]["metrics"]["acc"]["scores"]
+    assert scores == {"acc": {"value": choose["value"], "stats": {"count": 250, "stderr": choose["stderr"]}}}
+    assert read["model"] == "untrained tiny model"
+    checked = validate("eval_results", untrained.output)
+    assert set(checked["raw"]) == {next(untrained.output.glob("results_*.json")).name, "results.yml"}
 
 
 def test_same_seed_same_scores(untrained: Run, tmp_path: Path) -> None:

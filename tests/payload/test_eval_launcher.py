@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_run import STEP, config, environment
+from eval_run import STEP, config, environment, read_by_nemo_evaluator
 from interpreters import payload_python
+
+from nemotron_dagster.artifacts import validate
+from nemotron_dagster.artifacts.types.eval_results import Results, Score, write
+from nemotron_dagster.errors import ArtifactError
 
 KEY = "nvapi-planted-91c0d2aa47e6f358"
 sys.path.insert(0, str(STEP.parents[1]))
@@ -89,3 +93,38 @@ def test_results_yml_becomes_the_summary(tmp_path: Path) -> None:
         20,
     )
     assert made["model"]["name"] == "m"
+
+
+def test_results_written_here_parse_with_nemo_evaluators_reader(tmp_path: Path) -> None:
+    value = Results(
+        model="m", backend="own",
+        scores=(
+            Score(task="gsm8k", metric="exact_match", filter="strict-match", value=0.75, stderr=1e-5, n=4),
+            Score(task="gsm8k", metric="exact_match", filter="flexible-extract", value=1, n=4),
+            Score(task="mmlu", metric="acc", value=0.5, n=8, group=True),
+            Score(task="yes", metric="5", value=1e20, n=1),
+        ),
+    )  # fmt: skip
+    write(value, tmp_path / "out")
+    read = read_by_nemo_evaluator(tmp_path / "out")
+    assert read["exported"] == {
+        "gsm8k_exact_match__strict-match": 0.75, "gsm8k_exact_match__flexible-extract": 1.0, "mmlu_acc": 0.5,
+        "yes_5": 1e20,
+    }  # fmt: skip
+    metric = read["result"]["tasks"]["gsm8k"]["metrics"]["exact_match__strict-match"]["scores"]
+    assert metric["exact_match__strict-match"]["stats"] == {"count": 4, "stderr": 1e-5}
+    assert set(read["result"]["groups"]) == {"mmlu"} and read["model"] == "m"
+
+
+def test_a_results_yml_that_says_something_else_is_refused(tmp_path: Path) -> None:
+    write(Results(backend="own", scores=(Score(task="t", metric="acc", filter="x", value=0.5, n=4),)), tmp_path)
+    file = tmp_path / "results.yml"
+    good = file.read_text()
+    for bad, message in (
+        (good.replace("0.5", "0.75"), "results.yml says 0.75"),
+        (good.replace("t:", "u:"), "is not in"),
+    ):
+        assert bad != good
+        file.write_text(bad)
+        with pytest.raises(ArtifactError, match=message):
+            validate("eval_results", tmp_path)

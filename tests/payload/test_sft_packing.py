@@ -236,6 +236,7 @@ def test_rows_that_are_left_out_are_counted_with_their_line_and_reason(packing: 
     bad = [
         '{"messages": [', {"text": "x"}, {"messages": [{"role": "user", "content": "a"}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<tool_call>"}]},
+        row(99, "half of \ud800"),
     ]  # fmt: skip
     outcome = packing([*(row(i) for i in range(10)), *bad, *(row(i) for i in range(10, 20))], num_shards=1)
     told = outcome.facts["rejected"]
@@ -244,6 +245,7 @@ def test_rows_that_are_left_out_are_counted_with_their_line_and_reason(packing: 
         "no_messages": f"{packing.file}:12",
         "no_trainable_turn": f"{packing.file}:13",
         "tool_call_without_tools": f"{packing.file}:14",
+        "not_utf8": f"{packing.file}:15",
     }
     assert set(outcome.facts["removed"].values()) == {1} and outcome.facts["sequences"] == 20
     assert json.loads((packing.out / "packing.json").read_text())["rejected"] == told

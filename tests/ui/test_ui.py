@@ -146,6 +146,42 @@ def test_a_failed_run_shows_the_payloads_own_words(visit: Visit) -> None:
     visit.shot("failed")
 
 
+def check_text(visit: Visit, asset: str, check: str) -> str:
+    """What a check's page says, once its list of checks is there."""
+    page = visit.open(f"/assets/{asset}?view=checks&checkDetail={check}")
+    page.get_by_text("Evaluation result").first.wait_for()
+    page.get_by_text(check).first.wait_for()
+    return str(page.locator("body").inner_text())
+
+
+def test_the_checks_page_shows_what_was_compared_and_why_a_run_was_refused(visit: Visit) -> None:
+    def run(asset: str, overrides: dict[str, Any], status: str) -> None:
+        assert finished(visit.ui, visit.ui.launch(["demo", asset], overrides)) == status
+
+    run("numbers", {"n": 5}, "SUCCESS")
+    run("train", {}, "SUCCESS")
+    text = check_text(visit, "demo/train", "raw_jsonl__text_field")
+    visit.shot("checks-passed")
+    assert text.count("Succeeded") == 4 and "Failed" not in text
+    assert "The rows have the field that the config's text_field names." in text and "demo/numbers" in text
+
+    run("train", {"text_field": "words"}, "FAILURE")
+    text = check_text(visit, "demo/train", "raw_jsonl__text_field")
+    visit.shot("checks-failed")
+    assert text.count("Succeeded") == 3, "one lock refused the run; nothing else is wrong"
+    assert "text_field is words, but no row of demo/numbers" in text and "Set text_field to one of these." in text
+    text = check_text(visit, "demo/train", "manifest_and_files")
+    assert "This run published nothing. What was published before: " in text
+    visit.shot("checks-files")
+    assert "Cannot be told" in check_text(visit, "demo/train", "raw_jsonl__tokenizer")
+    visit.shot("checks-untold")
+
+    run("train", {"steps": "many"}, "FAILURE")
+    text = check_text(visit, "demo/train", "raw_jsonl__text_field")
+    visit.shot("checks-not-looked-at")
+    assert "Not looked at, because the run ended before: " in text and "steps" in text
+
+
 def test_a_run_launched_with_overrides_shows_its_log(visit: Visit) -> None:
     run_id = visit.ui.launch(["demo", "numbers"], {"n": 3})
     assert finished(visit.ui, run_id) == "SUCCESS"

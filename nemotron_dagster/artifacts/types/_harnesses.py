@@ -12,7 +12,7 @@ from typing import Any
 
 from nemotron_dagster.artifacts.types._documents import read_json, read_yaml, text_of
 from nemotron_dagster.artifacts.types._problems import Problems
-from nemotron_dagster.artifacts.types._results import Score, score
+from nemotron_dagster.artifacts.types._results import Results, Score, score
 from nemotron_dagster.files import printable
 
 _AGAIN = "Run the evaluation again."
@@ -128,6 +128,24 @@ def nemo_model(file: Path) -> str:
     target = data.get("target")
     endpoint = target.get("api_endpoint") if isinstance(target, dict) else None
     return printable(endpoint.get("model_id") or "", 300) if isinstance(endpoint, dict) else ""
+
+
+def write_nemo(results: Results, file: Path) -> None:
+    """Write the scores as a results.yml."""
+    import yaml
+
+    made: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}}
+    for s in results.scores:
+        stats = {k: v for k, v in (("count", s.n), ("stderr", s.stderr)) if v is not None}
+        task = made["groups" if s.group else "tasks"].setdefault(s.task, {"metrics": {}})
+        task["metrics"][s.nemo_metric] = {"scores": {s.nemo_metric: {"value": s.value, "stats": stats}}}
+    model = results.model if isinstance(results.model, str) else results.model.get("name")
+    content = {
+        "config": {"type": ",".join([*made["groups"], *made["tasks"]])},
+        "target": {"api_endpoint": {"model_id": str(model or "")}},
+        "results": made,
+    }
+    file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def lm_eval_scores(file: Path, problems: Problems) -> tuple[list[Score], dict[str, Any]]:

@@ -44,6 +44,11 @@ class Score:
     def key(self) -> tuple[str, str, str]:
         return self.task, self.metric, self.filter
 
+    @property
+    def nemo_metric(self) -> str:
+        """The metric as NeMo Evaluator names it, its filter with it."""
+        return self.metric if self.filter in ("", "none") else f"{self.metric}__{self.filter}"
+
     def interval(self) -> tuple[float, float] | None:
         """The 95 % confidence interval, as far as the standard error tells."""
         return None if self.stderr is None else (self.value - Z95 * self.stderr, self.value + Z95 * self.stderr)

@@ -58,6 +58,11 @@ def validate(path: Path) -> dict[str, Any]:
     for facts in checked.values():
         if facts.problem:
             problems.add(facts.problem)
+        elif not facts.tokens:
+            problems.add(
+                f"{facts.prefix}.bin: has no tokens, and Megatron cannot open an empty file. Take its weight and "
+                "prefix out of blend.json, or check what was tokenized."
+            )
     _tokens([f for f in checked.values() if not f.problem], problems)
     vocabulary = _vocabulary(prefixes)
     for facts in checked.values():
@@ -69,7 +74,7 @@ def validate(path: Path) -> dict[str, Any]:
     total: Counter[int] = Counter()
     for facts in checked.values():
         total.update(facts.lengths)
-    if not sum(f.tokens for f in checked.values()):
+    if not checked:
         raise ArtifactError(f"{path}: has no tokens. Check what was tokenized.")
     return {
         "documents": sum(f.documents for f in checked.values()),

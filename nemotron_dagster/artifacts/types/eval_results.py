@@ -23,11 +23,13 @@ __all__ = ["LAYOUT", "Results", "Score", "draw", "figures", "read", "tables", "v
 
 LAYOUT = (
     "A directory with summary.json (the scores) and what the evaluation harness wrote beside it: results_*.json and "
-    "samples_*.jsonl of lm-evaluation-harness, or <time>-<id>/<task>.<n>/artifacts/results.yml of NeMo Evaluator. "
+    "samples_*.jsonl of lm-evaluation-harness with the scores once more in results.yml, as NeMo Evaluator writes them "
+    "and its exporters read them; or <time>-<id>/<task>.<n>/artifacts/results.yml of NeMo Evaluator itself. "
     "Either harness's files alone will do."
 )
 SUMMARY = "summary.json"
 _AGAIN = "Run eval/model_eval again."
+Key = tuple[str, str, str]
 #: How many scores facts and tables hold, and how many bars a picture.
 _KEPT, _BARS = 200, 24
 
@@ -75,7 +77,7 @@ def _check(path: Path) -> tuple[Results, dict[str, Any]]:
         source = folder / SUMMARY
         made = _summary(source, problems)
         if made is not None:
-            files = _agree(source, made, raw, problems)
+            files = _check_against(source, made, raw, problems)
     else:
         made, source, files = _raw(folder, raw, problems)
     problems.check()
@@ -114,30 +116,35 @@ def _summary(file: Path, problems: Problems) -> Results | None:
     )
 
 
-def _agree(source: Path, made: Results, raw: _harnesses.Raw, problems: Problems) -> list[Path]:
+def _check_against(source: Path, made: Results, raw: _harnesses.Raw, problems: Problems) -> list[Path]:
     """Compare the summary with the raw files, where there are any; which those are."""
-    files: list[Path] = raw.nemo
-    theirs = [s for f in raw.nemo for s in _harnesses.nemo_scores(f, problems, nested=False)]
-    if not files and raw.lm_eval:
+    files: list[Path] = []
+    if raw.lm_eval and not made.backend.startswith("nemo_evaluator"):
         files = raw.lm_eval[-1:]
         theirs, _ = _harnesses.lm_eval_scores(files[0], problems)
         _harnesses.check_samples(raw, files[0], theirs, problems)
-    if not files:
-        return []
-    by_key: dict[tuple[str, str, str], list[Score]] = defaultdict(list)
-    for s in theirs:
-        by_key[s.key].append(s)
-    for s in made.scores:
-        there = by_key.get(s.key, [])
+        _agree(source, made, files[0], [(s.key, s) for s in theirs], [s.key for s in made.scores], problems)
+    if raw.nemo:
+        theirs = [s for f in raw.nemo for s in _harnesses.nemo_scores(f, problems, nested=False)]
+        pairs = [((s.task, s.nemo_metric, ""), s) for s in theirs]
+        _agree(source, made, raw.nemo[0], pairs, [(s.task, s.nemo_metric, "") for s in made.scores], problems)
+    return files + raw.nemo
+
+
+def _agree(
+    source: Path, made: Results, file: Path, theirs: list[tuple[Key, Score]], ours: list[Key], problems: Problems
+) -> None:
+    by_key: dict[Key, list[Score]] = defaultdict(list)
+    for key, s in theirs:
+        by_key[key].append(s)
+    for key, s in zip(ours, made.scores, strict=True):
+        there = by_key.get(key, [])
         if not there:
-            problems.add(f"{source}: {_name(s)} is not in {files[0].name}. {_AGAIN}")
+            problems.add(f"{source}: {_name(s)} is not in {file.name}. {_AGAIN}")
         elif not any(_equal(s, t) for t in there):
-            problems.add(f"{source}: {_name(s)} is {_said(s)}, and {files[0].name} says {_said(there[0])}. {_AGAIN}")
-    ours = {s.key for s in made.scores}
-    for key, there in by_key.items():
-        if key not in ours:
-            problems.add(f"{source}: lacks {_name(there[0])}, which {files[0].name} has. {_AGAIN}")
-    return files
+            problems.add(f"{source}: {_name(s)} is {_said(s)}, and {file.name} says {_said(there[0])}. {_AGAIN}")
+    for key in by_key.keys() - set(ours):
+        problems.add(f"{source}: lacks {_name(by_key[key][0])}, which {file.name} has. {_AGAIN}")
 
 
 def _equal(ours: Score, theirs: Score) -> bool:
@@ -238,7 +245,7 @@ def read(path: Path) -> Results:
 
 
 def write(value: Any, folder: Path) -> None:
-    """Write ``Results`` as summary.json.
+    """Write ``Results`` as summary.json, and for NeMo Evaluator's readers as results.yml.
 
     Raises:
         ArtifactError: something else, no scores, a score that is no finite number, or a summary that is there already.
@@ -254,12 +261,13 @@ def write(value: Any, folder: Path) -> None:
     for s in value.scores:
         score(asdict(s), str(file), not value.backend.startswith("nemo_evaluator"), problems)
     problems.check()
-    folder.mkdir(parents=True, exist_ok=True)
     data = {"version": 1, **asdict(value)}
     try:
         text = json.dumps(data, indent=2, allow_nan=False)
     except (TypeError, ValueError) as e:
         raise ArtifactError(f"{file}: model or settings are not JSON ({e}). Give plain data.") from e
+    folder.mkdir(parents=True, exist_ok=True)
+    _harnesses.write_nemo(value, folder / "results.yml")
     part = folder / f".{SUMMARY}.part"
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, file)

@@ -103,7 +103,8 @@ class ChatTemplate:
                 )
             )
         except Exception as e:  # a template may do anything; the row is counted, with this text
-            raise TemplateFault(f"{type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
+            text = " ".join(str(e).split())[:200].encode(errors="backslashreplace").decode()
+            raise TemplateFault(f"{type(e).__name__}: {text}") from None
 
 
 def load(

@@ -39,7 +39,7 @@ def list_files(dataset: Dataset, suffixes: tuple[str, ...]) -> list[HubFile]:
         raise _bad(f"dataset {dataset.name!r}: {dataset.path} is not hf://org/name", "Write hf://org/name.")
     every = _listed(repo, dataset.revision or given or None, dataset)
     data = [f for f in every if f.name.endswith(suffixes) and not f.name.rsplit("/", 1)[-1].startswith("dataset_info")]
-    found = [f for f in data if _in_subset(f.name, dataset.subset) and _in_split(f.name, dataset.split)]
+    found = [f for f in data if _in_subset(f.name, dataset.subset) and in_split(f.name, dataset.split)]
     if not found:
         narrowed = ", ".join(f"{k} {v!r}" for k in ("subset", "split") if (v := getattr(dataset, k)))
         some = ", ".join(f.name for f in data[:4]) or "no data file"
@@ -126,7 +126,7 @@ def _in_subset(name: str, subset: str | None) -> bool:
     return not subset or bool(re.search(rf"(^|/){re.escape(subset)}([-_/.]|$)", name))
 
 
-def _in_split(name: str, split: str | None) -> bool:
+def in_split(name: str, split: str | None) -> bool:
     """A split is a folder of the path, or a part of the file's name: {split}-00000, x_{split}.jsonl."""
     return not split or bool(re.search(rf"(^|[/_-]){re.escape(split)}([-_/.]|$)", name))
 

@@ -40,11 +40,9 @@ class Progress:
         """Send a progress message."""
         self._told = time.monotonic()
         seconds = max(self.seconds, 1e-3)
-        metrics = {
-            "rows": float(self.rows),
-            "rows_per_second": self.rows / seconds,
-            "tokens_per_second": self.tokens / seconds,
-        }
+        metrics = {"rows": float(self.rows), "rows_per_second": self.rows / seconds}
+        if self.tokens:  # steps that do not tokenize have none
+            metrics["tokens_per_second"] = self.tokens / seconds
         left = self.total - self.kept_bytes - self.bytes
         if self.bytes and left > 0:
             metrics["eta_seconds"] = left / (self.bytes / seconds)

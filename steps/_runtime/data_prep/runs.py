@@ -42,6 +42,8 @@ class Spec:
         reuse: output directory of an earlier run.
         force: make everything again.
         workers: ``launch``, ``workers`` and ``ray_address`` of the config.
+        files: folder name (see ``Blend.datasets``) -> its files, where the step told them apart itself.
+        grow: whether files that an earlier run lacked may become further shards; else they are dealt anew.
     """
 
     output_dir: Path
@@ -56,6 +58,8 @@ class Spec:
     reuse: Path | None = None
     force: bool = False
     workers: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Sequence[sources.SourceFile]] | None = None
+    grow: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def plan(spec: Spec) -> list[DatasetRun]:
     folder = spec.output_dir / "runs" / digest(config)
     if spec.force:
         shutil.rmtree(folder, ignore_errors=True)
-    files = {name: sources.find_files(dataset) for _, name, dataset in entries}
+    files = spec.files or {name: sources.find_files(dataset) for _, name, dataset in entries}
     _refuse_shared(files)
     shards.write_whole(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n")
     earlier = [] if spec.force else list(_earlier(spec))
@@ -111,7 +115,7 @@ def plan(spec: Spec) -> list[DatasetRun]:
             spec.num_shards,
             settings[name],
             ends=limit.ends(files[name], spec.max_rows),
-            previous=[p for p, _ in earlier if p.dataset == name],
+            previous=[p for p, _ in earlier if p.dataset == name] if spec.grow else (),
         )
         if not any(s.slices for s in made.shards):
             message = f"dataset {dataset.name!r}: no file of {dataset.path} holds a row"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _runtime import payload
-from _runtime.evaluation import summary, task_files
+from _runtime.evaluation import nemo_results, summary, task_files
 from _runtime.evaluation.endpoint import probe, probe_logprobs
 from _runtime.evaluation.load_tasks import load_tasks
 from _runtime.evaluation.redact import Redactor, quiet_logging
@@ -24,7 +24,7 @@ NEEDS_SKLEARN = {"f1_score", "matthews_corrcoef"}  # lm-eval's aggregations that
 
 
 def run(settings: Settings) -> None:
-    """Score the model and write ``results_*.json``, ``samples_*.jsonl`` and, last of all, ``summary.json``."""
+    """Score the model and write lm-eval's files, ``results.yml`` and, last of all, ``summary.json``."""
     files = task_files.scan(settings.tasks_dir)
     baseline = summary.read_baseline(settings.baseline) if settings.baseline else None
     redactor = Redactor(settings.endpoint.key if settings.endpoint else None)
@@ -182,6 +182,7 @@ def _write(
     wanted = [("results_*.json", 1), ("samples_*.jsonl", len(samples))]
     if any(len(list(folder.glob(pattern))) != count for pattern, count in wanted):
         raise RuntimeError(f"lm-eval did not write its result files; found {sorted(p.name for p in folder.glob('*'))}")
+    nemo_results.write(made, folder / nemo_results.NAME)
     (folder / summary.NAME).write_text(json.dumps(made, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     redactor.files(folder)
 

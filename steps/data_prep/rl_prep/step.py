@@ -6,7 +6,6 @@
 #
 # [tool.runspec.run]
 # launch = "python"
-# cmd = "uv run --extra xenna python {script} --config {config}"
 #
 # [tool.runspec.config]
 # dir = "./config"
@@ -17,16 +16,26 @@
 # nodes = 1
 # gpus_per_node = 0
 # ///
-"""Bring an RL data blend to local JSONL splits with a manifest."""
+"""Bring RL data to local JSONL splits, checked for the step that trains on them, with a manifest."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
 from _runtime import payload  # noqa: E402
+from _runtime.data_prep.rl_options import read_options  # noqa: E402
+
+
+def main(cfg: dict[str, Any]) -> None:
+    options = read_options(cfg)  # first: a misspelt key is told at once
+    from _runtime.data_prep.rl import prepare  # imports numpy
+
+    prepare(options)
+
 
 if __name__ == "__main__":
-    payload.not_built("data_prep/rl_prep")
+    payload.run(main, Path(__file__).parent / "config" / "default.yaml")
