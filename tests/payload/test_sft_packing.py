@@ -363,8 +363,8 @@ def test_workers_ray_and_one_process_write_the_same(packing: Any) -> None:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(packing: Any, tmp_path: Path) -> None:
-    rows = [row(i, "The answer is yes. " * (i % 40)) for i in range(3000)]
-    cfg = {"num_shards": 12, "workers": 2, "algorithm": "best_fit_decreasing"}
+    rows = [row(i, "The answer is yes. " * (i % 40)) for i in range(1500)]
+    cfg = {"num_shards": 8, "workers": 2, "algorithm": "best_fit_decreasing"}
     began = time.monotonic()
     assert packing(rows, **cfg).status == 0
     whole = time.monotonic() - began
