@@ -1,426 +1,449 @@
-"""data_prep/sft_packing as a process: right token for token, nothing lost, real splits, runs that survive a kill."""
+"""data_prep/sft_packing, run for real: what it writes token for token, what it counts, and how it refuses."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import random
-import shutil
-import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import packed_reader
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from chat_slowly import learned, parts, shifted, stretches
+from interpreters import STEPS
+from packed_reader import PackedDataset, collate
 from payload_run import REPOSITORY, Outcome, run_payload
 
-from nemotron_dagster.artifacts.types import _tokenizer, packed_parquet
-from nemotron_dagster.artifacts.types._problems import Problems
+from nemotron_dagster.artifacts.types import packed_parquet
+
+sys.path.insert(0, str(STEPS))
+
+from _runtime.data_prep import chat, chat_template
 
 STEP = REPOSITORY / "steps/data_prep/sft_packing"
 TOKENIZER = REPOSITORY / "steps/_runtime/tiny_llama"
-NANO3 = REPOSITORY / "steps/_runtime/data_prep/chat_templates/nano3.jinja"
-PLAIN = (  # no generation blocks: answers are found by rendering
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-THINKS = ["<think>\n", "<think></think>"]
-ALL_TRAIN = {"train_ratio": 1.0, "valid_ratio": 0.0, "test_ratio": 0.0}
-Row = dict[str, Any]
-Prepare = Callable[..., Outcome]
+ROWS = [json.loads(line) for line in (STEP / "data/tiny.jsonl").read_text().splitlines()]
+NANO3 = chat_template.load("nano3", None)
+Sequence = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def row(i: int, text: str = "") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}. {text}"}]}
 
 
 @pytest.fixture
-def prepare(tmp_path: Path, data_python: str) -> Prepare:
-    def run(source: Path, **cfg: Any) -> Outcome:
-        cfg = {
-            "blend_path": str(source), "output_dir": str(tmp_path / "out"), "tokenizer": {"model": str(TOKENIZER)},
-            "num_shards": 1, "pack_size": 512, "workers": 1, **cfg,
-        }  # fmt: skip
-        return run_payload(STEP, cfg, tmp_path / "run", data_python)
+def packing(tmp_path: Path, data_python: str) -> Any:
+    """Run the step on rows, or on what ``blend_path`` names; ``packing.out`` is its output directory."""
 
-    return run
+    class Packing:
+        out = tmp_path / "out"
+        file = tmp_path / "in.jsonl"
+        python = data_python
 
+        def config(self, **cfg: Any) -> dict[str, Any]:
+            base = {"blend_path": str(self.file), "output_dir": str(self.out), "num_shards": 4, "pack_size": 512}
+            shares = {"train_ratio": 0.5, "valid_ratio": 0.25, "test_ratio": 0.25}
+            return {**base, **shares, "tokenizer": {"model": str(TOKENIZER)}, **cfg}
 
-@pytest.fixture
-def slowly(data_python: str) -> Callable[..., Any]:
-    def ask(**request: Any) -> Any:
-        request = {"tokenizer": str(TOKENIZER / "tokenizer.json"), **request}
-        command = [data_python, str(Path(__file__).with_name("slow_chats.py"))]
-        done = subprocess.run(command, input=json.dumps(request), check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        def __call__(self, rows: list[Any] | None = None, env: dict[str, str] | None = None, **cfg: Any) -> Outcome:
+            if rows is not None:
+                self.file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+            return run_payload(STEP, self.config(**cfg), tmp_path / "run", data_python, **(env or {}))
 
-    return ask
+        def sequences(self, split: str | None = None) -> list[Sequence]:
+            """Tokens and mask of every sequence, in the order of a reader."""
+            found = []
+            for name in [split] if split else ("train", "valid", "test"):
+                if any((self.out / "splits" / name).iterdir()):
+                    dataset = PackedDataset(self.out / "splits" / name)
+                    for item in (dataset[i] for i in range(len(dataset))):
+                        bounds = item["seq_boundaries"]
+                        found += [
+                            (tuple(item["input_ids"][a:b].tolist()), tuple(item["loss_mask"][a:b].tolist()))
+                            for a, b in pairwise(bounds)
+                        ]
+            return found
 
-
-def write(file: Path, rows: Iterable[Row]) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def chat(*turns: str, **more: Any) -> Row:
-    roles = ("user", "assistant")
-    return {"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)], **more}
-
-
-def numbered(count: int, start: int = 0) -> list[Row]:
-    return [
-        chat(f"What is number {n}?", f"It is {n}, " + "said again, " * (n % 7)) for n in range(start, start + count)
-    ]
+    return Packing()
 
 
-WORDS = (
-    "yes",
-    "a longer answer,",
-    "\n\nwith lines",
-    "  two  spaces ",
-    "ärger 😀",
-    '"<b>"',
-    "1 + 1 = 2",
-    "\u2028",
-    "()",
-)
-SCHEMA = {
-    "type": "object",
-    "properties": {"a": {"type": "integer", "description": " first "}, "b": {"enum": ["x", "y"], "default": [1]}},
-    "required": ["a"],
-}
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": SCHEMA}},
-         {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
-         ]  # fmt: skip
+def slowly(python: str, rows: list[dict[str, Any]]) -> list[Sequence]:
+    """Every sequence of the rows: rendered message by message, each stretch tokenized on its own, one by one."""
+    wanted = []
+    for r in rows:
+        read = chat.read(r, chat.RowFields())
 
+        def render(messages: list[dict[str, Any]], tools: Any = read.tools) -> str:
+            text = NANO3.render(messages, tools)
+            return text.replace(chat_template.START, "").replace(chat_template.END, "")
 
-def mixed(count: int, seed: int) -> list[Row]:
-    """Chats with and without system prompt, tools, reasoning; of one turn or several."""
-    rng = random.Random(seed)
-
-    def words() -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
-
-    rows = []
-    for _ in range(count):
-        thinking, calling = rng.random() < 0.4, rng.random() < 0.4
-        messages: list[Row] = [{"role": "system", "content": words()}] if rng.random() < 0.5 else []
-        for _ in range(rng.randint(1, 3)):
-            messages.append({"role": "user", "content": words()})
-            if calling and rng.random() < 0.7:
-                arguments: Any = {"a": rng.randint(0, 99), "b": words()}
-                called = {"name": "add", "arguments": json.dumps(arguments) if rng.random() < 0.5 else arguments}
-                calls = [{"id": "1", "type": "function", "function": called}] * rng.randint(1, 2)
-                messages.append({"role": "assistant", "content": rng.choice([None, "", words()]), "tool_calls": calls})
-                if thinking and rng.random() < 0.7:
-                    messages[-1]["reasoning_content"] = words()
-                messages += [{"role": "tool", "content": words()} for _ in calls]
-            messages.append({"role": "assistant", "content": words()})
-            if thinking and rng.random() < 0.7:
-                messages[-1]["reasoning_content"] = words()
-        rows.append({"messages": messages, **({"tools": TOOLS} if calling else {})})
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("template", "prompts", "end"),
-    [("nano3", THINKS, "<|im_end|>\n"), ("tokenizer", [], "<|im_end|>"), (PLAIN, [], "<|im_end|>\n")],
-    ids=["nano3", "own", "unmarked"],
-)
-def test_tokens_and_masks_are_those_of_a_slow_implementation(
-    prepare: Prepare, slowly: Callable[..., Any], tmp_path: Path, template: str, prompts: list[str], end: str
-) -> None:
-    rows = mixed(150, 11)
-    own = json.loads((TOKENIZER / "tokenizer_config.json").read_text())["chat_template"]
-    text = {"nano3": NANO3.read_text(), "tokenizer": own}.get(template, template)
-    told = slowly(rows=rows, template=text, prompts=prompts, end=end, limit=1024)
-    expected = [tuple(s) for of_row in told for s in of_row]
-    done = prepare(
-        write(tmp_path / "rows.jsonl", rows),
-        chat_template=template,
-        algorithm="concatenative",
-        pack_size=1024,
-        **ALL_TRAIN,
-    )
-    assert done.status == 0, done.stderr
-    assert packed_reader.sequences(tmp_path / "out/splits/train") == expected
-    assert done.facts["sequences"] == len(expected)
-    assert done.facts["tokens"] == sum(len(ids) for ids, _ in expected)
-    assert done.facts["trained_tokens"] == sum(sum(mask) for _, mask in expected)
-
-
-def test_a_tokenizer_that_begins_texts_with_a_space_gets_whole_conversations(
-    prepare: Prepare, slowly: Callable[..., Any], tmp_path: Path
-) -> None:
-    data = json.loads((TOKENIZER / "tokenizer.json").read_text())
-    data["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
-    (tmp_path / "spaced").mkdir()
-    (tmp_path / "spaced/tokenizer.json").write_text(json.dumps(data))
-    rows = mixed(80, 12)
-    file = str(tmp_path / "spaced/tokenizer.json")
-    asked = {"template": NANO3.read_text(), "prompts": THINKS, "end": "<|im_end|>\n", "limit": 1024}
-    found = slowly(rows=rows, whole=True, tokenizer=file, **asked)
-    cfg = {"tokenizer": str(tmp_path / "spaced"), "algorithm": "concatenative", "pack_size": 1024, **ALL_TRAIN}
-    done = prepare(write(tmp_path / "rows.jsonl", rows), **cfg)
-    assert done.status == 0, done.stderr
-    assert packed_reader.sequences(tmp_path / "out/splits/train") == [tuple(s) for row in found for s in row]
-
-
-def test_a_trainer_learns_exactly_what_the_assistant_said(
-    prepare: Prepare, slowly: Callable[..., Any], tmp_path: Path
-) -> None:
-    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-    rows: list[Row] = [
-        chat("one?", "First.", "two?", "Second."),
-        {
-            "messages": [
-                {"role": "user", "content": "q"},
-                {"role": "assistant", "content": "Third.", "reasoning_content": "Thought."},
-                {"role": "user", "content": "again"},
-                {"role": "assistant", "content": "", "reasoning_content": "Plan.", "tool_calls": [call]},
-                {"role": "tool", "content": "told"},
-                {"role": "assistant", "content": "Fourth.", "reasoning_content": "Seen."},
-            ],
-            "tools": TOOLS,
-        },
-    ]
-    prepare(write(tmp_path / "rows.jsonl", rows), algorithm="concatenative", pack_size=2048, **ALL_TRAIN)
-    shown = []
-    for example in packed_reader.examples(tmp_path / "out/splits/train"):
-        shown.append([label for label, on in zip(example.labels, example.mask, strict=True) if on])
-    called = "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>\n"
-    assert "".join(slowly(decode=shown)) == (
-        "First.<|im_end|>\nSecond.<|im_end|>\n"
-        "Thought.\n</think>\nThird.<|im_end|>\n"
-        f"Plan.\n</think>\n{called}<|im_end|>\nSeen.\n</think>\nFourth.<|im_end|>\n"
-    )
-
-
-def test_rows_are_in_exactly_one_split_and_links_are_exactly_what_exists(prepare: Prepare, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", numbered(300))
-    ratios = {"train_ratio": 0.6, "valid_ratio": 0.2, "test_ratio": 0.2}
-    done = prepare(source, num_shards=10, **ratios)
-    out = tmp_path / "out"
-    found = {s: packed_reader.sequences(out / "splits" / s) for s in ("train", "valid", "test")}
-    texts = {s: {tuple(ids) for ids, _ in rows} for s, rows in found.items()}
-    assert sum(map(len, found.values())) == sum(map(len, texts.values())) == len(set().union(*texts.values())) == 300
-    assert {s: about["shards"] for s, about in done.facts["splits"].items()} == {"train": 6, "valid": 2, "test": 2}
-    assert done.facts["same_rows_in_splits"] == {"valid_in_train": 0, "test_in_train": 0, "test_in_valid": 0}
-    facts = packed_parquet.validate(out)
-    for key in ("sequences", "tokens", "trained_tokens"):
-        assert facts[key] == done.facts[key]
-    assert facts["rows"] == done.facts["packs"]
-    done = prepare(source, num_shards=4, valid_shards=1, test_shards=0)
-    links = sorted(p for p in (out / "splits").rglob("*") if p.is_symlink())
-    assert len(links) == 4
-    assert all(not os.readlink(p).startswith("/") and p.exists() for p in links)
-    shutil.move(out, tmp_path / "moved")
-    assert packed_parquet.validate(tmp_path / "moved")["sequences"] == 300
-
-
-def test_rows_that_the_source_repeats_across_splits_are_reported(prepare: Prepare, tmp_path: Path) -> None:
-    for split, rows in (("train", numbered(30)), ("valid", numbered(5, 28)), ("test", numbered(3, 32))):
-        write(tmp_path / f"{split}.jsonl", rows)
-    blend = {s: [{"name": s, "path": f"{s}.jsonl"}] for s in ("train", "valid", "test")}
-    (tmp_path / "blend.json").write_text(json.dumps(blend))
-    facts = prepare(tmp_path / "blend.json").facts
-    assert facts["same_rows_in_splits"] == {"valid_in_train": 2, "test_in_train": 0, "test_in_valid": 1}
-
-
-def test_facts_name_tokenizer_and_template_as_checkpoints_do(prepare: Prepare, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", numbered(5))
-    facts = prepare(source, chat_template="tokenizer").facts
-    problems = Problems()
-    model = _tokenizer.read_tokenizer(TOKENIZER, problems)
-    assert model is not None
-    assert facts["tokenizer_fingerprint"] == model.fingerprint
-    template = _tokenizer.read_template(TOKENIZER, problems)
-    assert template is not None
-    own = hashlib.sha256(template.encode()).hexdigest()
-    assert facts["chat_template_fingerprint"] == own
-    assert prepare(source).facts["chat_template_fingerprint"] != own
-    folder = tmp_path / "same"
-    shutil.copytree(TOKENIZER, folder)
-    spelled = NANO3.read_text().replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    (folder / "chat_template.jinja").write_text(spelled)
-    facts = prepare(source, tokenizer=str(folder)).facts  # nano3 writes what the model's own template writes
-    assert facts["chat_template_fingerprint"] == hashlib.sha256(spelled.encode()).hexdigest()
-
-
-def test_parquet_says_what_jsonl_says(prepare: Prepare, tmp_path: Path) -> None:
-    rows = [row for row in mixed(60, 3) if "tools" not in row]
-    cfg = {"algorithm": "concatenative", **ALL_TRAIN}
-    prepare(write(tmp_path / "rows.jsonl", rows), **cfg)
-    expected = packed_reader.packs(tmp_path / "out/splits/train")
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=7)
-    prepare(tmp_path / "rows.parquet", **cfg)
-    assert packed_reader.packs(tmp_path / "out/splits/train") == expected
-
-
-BAD: list[tuple[str, str]] = [
-    ("not_json", '{"messages": ['),
-    ("no_messages", '{"text": "x"}'),
-    ("no_messages", '{"messages": []}'),
-    ("bad_message", '{"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}'),
-    ("bad_message", '{"messages": ["hi"]}'),
-    ("bad_tools", json.dumps(chat("q", "a", tools="[not json"))),
-    ("bad_tool_call", json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]})),
-    ("tool_call_without_tools", json.dumps(chat("q", "<tool_call>\n<function=f>\n</function>\n</tool_call>"))),
-    ("no_trainable_turn", json.dumps(chat("only a question"))),
-]
-
-
-def test_rejected_rows_are_counted_by_reason_with_their_lines_or_stop_the_run(prepare: Prepare, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", numbered(20))
-    source.write_text(source.read_text() + "\n".join(line for _, line in BAD) + "\n")
-    done = prepare(source, **ALL_TRAIN)
-    expected: dict[str, list[str]] = {}
-    for n, (reason, _) in enumerate(BAD, 21):
-        expected.setdefault(reason, []).append(f"{source}:{n}")
-    report = json.loads((tmp_path / "out/packing.json").read_text())
-    assert {r: [e["row"] for e in about["examples"]] for r, about in report["rejected"].items()} == expected
-    assert done.facts["rejected"] == {reason: len(at) for reason, at in expected.items()}
-    assert done.facts["sequences"] == 20
-    done = prepare(source, on_bad_row="fail")
-    assert done.status == 3
-    assert f"{source}:21" in done.error["message"]
-    assert "Traceback" not in done.stderr
-
-
-def test_a_template_that_refuses_a_row_and_rows_of_another_stage_are_counted(prepare: Prepare, tmp_path: Path) -> None:
-    rows = [{**row, "used_in": ["sft"] if n % 3 else "rl, dpo"} for n, row in enumerate(numbered(30))]
-    picky = "{% if '7' in messages[0]['content'] %}{{ raise_exception('no sevens') }}{% endif %}" + PLAIN
-    facts = prepare(write(tmp_path / "rows.jsonl", rows), used_in_filter="sft", chat_template=picky).facts
-    sevens = sum(n % 3 > 0 and "7" in str(n) for n in range(30))
-    assert facts["rejected"] == {"template_error": sevens, "used_in_filter": 10}
-    assert facts["sequences"] == 20 - sevens
-
-
-def test_long_conversations_are_cut_left_out_or_split_and_counted(prepare: Prepare, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", [*numbered(10), chat("q?", "word " * 400)])
-    cfg = {"algorithm": "concatenative", "pack_size": 256, **ALL_TRAIN}
-    found = {}
-    for how in ("truncate", "drop", "split"):
-        facts = prepare(source, long_sequences=how, **cfg).facts
-        assert facts["over_long"] == 1
-        found[how] = packed_reader.sequences(tmp_path / "out/splits/train")
-    assert found["drop"] == found["truncate"][:10]
-    assert len(found["truncate"][10][0]) == 256
-    pieces = found["split"][10:]
-    assert len(pieces) > 1
-    assert pieces[0] == found["truncate"][10]
-    assert all(mask[-1] == 0 for _, mask in pieces)
-    full = prepare(source, **{**cfg, "pack_size": 4096}).facts
-    assert full["over_long"] == 0
-    whole = packed_reader.sequences(tmp_path / "out/splits/train")[10]
-    assert [t for ids, _ in pieces for t in ids] == whole[0]
-
-
-def test_padding_for_context_parallelism_changes_no_token_that_counts(prepare: Prepare, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", numbered(60))
-    cfg = {"algorithm": "best_fit_decreasing", **ALL_TRAIN}
-    prepare(source, **cfg)
-    plain = sorted(packed_reader.sequences(tmp_path / "out/splits/train"))
-    facts = prepare(source, pad_seq_to_multiple=16, **cfg).facts
-    padded = sorted(packed_reader.sequences(tmp_path / "out/splits/train"))
-    assert all((len(ids) - 1) % 16 == 0 for ids, _ in padded)
-    assert sorted((i[: len(p)], m[: len(p)]) for (i, m), (p, _) in zip(padded, plain, strict=True)) == plain
-    assert all(not any(m[len(p) :]) for (_, m), (p, _) in zip(padded, plain, strict=True))
-    assert facts["padding_tokens"] == sum(len(i) for i, _ in padded) - sum(len(i) for i, _ in plain)
-    assert packed_parquet.validate(tmp_path / "out")["pack_size"] <= 512
-
-
-@pytest.mark.parametrize(
-    ("cfg", "text"),
-    [
-        ({"pack_sise": 512}, "did you mean 'pack_size'"),
-        ({"pack_size": 0}, "pack_size: 0"),
-        ({"algorithm": "worst_fit"}, "algorithm: 'worst_fit'"),
-        ({"train_ratio": 0.5}, "ratio"),
-        ({"chat_template": "{% for %}"}, "chat_template {% for %}"),
-        ({"chat_template": "/nowhere.jinja"}, "/nowhere.jinja"),
-        ({"tokenizer": {"model": "/nowhere"}}, "/nowhere"),
-        ({"pad_seq_to_multiple": 512}, "pad_seq_to_multiple: 512"),
-        ({"template_date": "yesterday"}, "template_date: 'yesterday'"),
-        ({"blend_path": "/nowhere/chats.jsonl"}, "/nowhere/chats.jsonl"),
-        ({"stratify": True}, "stratify"),
-        ({"messages_field": "chat"}, "no_messages 3"),
-    ],
-)
-def test_what_a_person_must_mend_is_named(prepare: Prepare, tmp_path: Path, cfg: Row, text: str) -> None:
-    done = prepare(write(tmp_path / "rows.jsonl", numbered(3)), **cfg)
-    assert done.status == 3, done.stderr
-    assert text in done.error["message"]
-    assert done.error["recovery"] or "did you mean" in text or "not one of" in done.error["message"]
-    assert "Traceback" not in done.stderr
-
-
-def test_a_tokenizer_without_a_template_cannot_lend_one(prepare: Prepare, tmp_path: Path) -> None:
-    (tmp_path / "bare").mkdir()
-    shutil.copy(TOKENIZER / "tokenizer.json", tmp_path / "bare")
-    source = write(tmp_path / "rows.jsonl", numbered(3))
-    error = prepare(source, tokenizer=str(tmp_path / "bare"), chat_template="tokenizer").error
-    assert error["name"] == "chat_template_missing"
-
-
-def content(out: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-
-
-def test_the_same_run_again_keeps_its_shards_and_makes_a_damaged_one_anew(prepare: Prepare, tmp_path: Path) -> None:
-    source, out = write(tmp_path / "rows.jsonl", numbered(200)), tmp_path / "out"
-    prepare(source, num_shards=4)
-    shards = sorted((out / "runs").rglob("shard_*.parquet"))
-    before, times = content(out), [p.stat().st_mtime_ns for p in shards]
-    shards[1].write_bytes(shards[1].read_bytes()[:-9])
-    shards[2].unlink()
-    prepare(source, num_shards=4)
-    assert content(out) == before
-    assert [p.stat().st_mtime_ns == t for p, t in zip(shards, times, strict=True)] == [True, False, False, True]
-
-
-def test_a_run_killed_at_any_instant_goes_on_to_the_same_bytes(tmp_path: Path, data_python: str) -> None:
-    source = write(tmp_path / "rows.jsonl", mixed(2000, 4))
-    cfg = {
-        "blend_path": str(source), "num_shards": 8, "workers": 2, "tokenizer": str(TOKENIZER),
-        "algorithm": "best_fit_decreasing", "train_ratio": 0.5, "valid_ratio": 0.25, "test_ratio": 0.25,
-    }  # fmt: skip
-
-    def command(folder: Path, out: Path) -> tuple[list[str], dict[str, str]]:
-        folder.mkdir()
-        (folder / "config.yaml").write_text(json.dumps({**cfg, "output_dir": str(out)}))
-        messages = str(folder / "messages.jsonl")
-        return [data_python, str(STEP / "step.py"), "--config", str(folder / "config.yaml")], {
-            **os.environ, "NEMOTRON_MESSAGES": messages,
-        }  # fmt: skip
-
-    calm = tmp_path / "calm"
-    args, env = command(tmp_path / "c", calm)
-    started = time.monotonic()
-    subprocess.run(args, env=env, check=True)
-    seconds = time.monotonic() - started
-    seed = random.Random(9)
-    for attempt in range(2):
-        out = tmp_path / f"out{attempt}"
-        args, env = command(tmp_path / f"r{attempt}", out)
-        for _ in range(5):
-            process = subprocess.Popen(args, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
-            time.sleep(seed.uniform(0.2, seconds * 0.9))
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        subprocess.run(args, env=env, check=True)
-        assert content(out) == content(calm)
-
-
-def test_importing_the_step_loads_no_heavy_library(data_python: str) -> None:
+        wanted += [stretches(*learned(some, first, render)) for some, first in parts(read.messages)]
     code = (
-        "import sys; from _runtime.data_prep import sft\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'ray', 'pandas', 'fsspec'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import json, sys; from tokenizers import Tokenizer; t = Tokenizer.from_file(sys.argv[1]);"
+        "ids = lambda text: t.encode(text, add_special_tokens=False).ids;"
+        "print(json.dumps([[[ids(x), b] for x, b in s] for s in json.load(sys.stdin)]))"
     )
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "steps")}
-    assert subprocess.run([data_python, "-c", code], env=env, check=False).returncode == 0
+    command = [python, "-c", code, str(TOKENIZER / "tokenizer.json")]
+    done = subprocess.run(command, input=json.dumps(wanted), capture_output=True, text=True, check=True)
+    found = []
+    for sequence in json.loads(done.stdout):
+        ids = [i for some, _ in sequence for i in some]
+        mask = [bit for some, bit in sequence for _ in some]
+        found.append((tuple(ids), tuple(shifted(ids, mask))))
+    return found
+
+
+def first_fit(lengths: list[int], order: list[int], capacity: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    for i in order:
+        fitting = (b for b in bins if sum(lengths[j] for j in b) + lengths[i] <= capacity)
+        target = next(fitting, None)
+        if target is None:
+            bins.append([i])
+        else:
+            target.append(i)
+    return bins
+
+
+def tree(folder: Path) -> dict[str, bytes | str]:
+    """Every file and link below a folder."""
+    return {
+        str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_symlink() or p.is_file()
+    }
+
+
+def refused(outcome: Outcome, name: str, *parts_: str) -> None:
+    assert outcome.status == 3, outcome.stderr
+    assert outcome.error["name"] == name
+    for part in parts_:
+        assert part in outcome.error["message"], outcome.error["message"]
+    assert outcome.error["recovery"]
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("shards", [1, 5])
+def test_every_conversation_is_there_token_for_token_with_its_mask(packing: Any, data_python: str, shards: int) -> None:
+    outcome = packing(ROWS, num_shards=shards, pack_size=4096)
+    assert outcome.status == 0, outcome.stderr
+    expected = slowly(data_python, ROWS)
+    assert Counter(packing.sequences()) == Counter(expected)
+    facts = packed_parquet.validate(packing.out)
+    told = outcome.facts
+    assert facts["sequences"] == told["sequences"] == len(expected)
+    assert facts["tokens"] == told["tokens"] == sum(len(ids) for ids, _ in expected)
+    assert facts["trained_tokens"] == told["trained_tokens"] == sum(sum(mask) for _, mask in expected)
+    assert facts["rows"] == told["packs"] and told["rows"] == len(ROWS) and told["removed"] == {}
+    assert told["fill"] == pytest.approx(facts["tokens"] / facts["rows"] / 4096, abs=1e-4)
+
+
+def test_a_shard_has_the_packs_of_the_reference_in_its_order(packing: Any, data_python: str) -> None:
+    packing(ROWS[:60], num_shards=1, pack_size=4096, sample_seed=5)
+    expected = slowly(data_python, ROWS[:60])
+    order = list(range(len(expected)))
+    random.Random(5).shuffle(order)
+    bins = first_fit([len(ids) for ids, _ in expected], order, 4096)
+    dataset = PackedDataset(packing.out / "splits/train")
+    assert len(dataset) == len(bins)
+    for i, wanted in enumerate(bins):
+        item = dataset[i]
+        assert tuple(item["input_ids"].tolist()) == tuple(t for j in wanted for t in expected[j][0])
+        assert tuple(item["loss_mask"].tolist()) == tuple(b for j in wanted for b in expected[j][1])
+
+
+def test_a_trainer_learns_the_answers_and_nothing_else(packing: Any, data_python: str) -> None:
+    rows = [row(i, "The answer is yes." * (i % 4)) for i in range(100)]
+    packing(rows, num_shards=1, parquet_row_group_size=3)
+    learned_ids: Counter[tuple[int, ...]] = Counter()
+    dataset = PackedDataset(packing.out / "splits/train")
+    assert len(dataset.groups) > 3
+    for batch in (collate(dataset[i]) for i in range(len(dataset))):
+        assert batch["cu_seqlens"][-1] == len(batch["tokens"]) == len(batch["labels"]) == len(batch["loss_mask"])
+        for a, b in zip(batch["cu_seqlens"][:-1], batch["cu_seqlens"][1:], strict=True):
+            assert batch["position_ids"][a] == 0
+            learned_ids[tuple(batch["labels"][a:b][batch["loss_mask"][a:b] == 1].tolist())] += 1
+    code = (
+        "import json, sys; from tokenizers import Tokenizer; t = Tokenizer.from_file(sys.argv[1]);"
+        "print(json.dumps([t.decode(x, skip_special_tokens=False) for x in json.load(sys.stdin)]))"
+    )
+    command = [data_python, "-c", code, str(TOKENIZER / "tokenizer.json")]
+    given = json.dumps(list(learned_ids.elements()))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    answers = [f"{r['messages'][1]['content'].strip()}<|im_end|>\n" for r in rows]
+    assert sorted(json.loads(done.stdout)) == sorted(answers)
+
+
+def test_the_schema_is_the_one_that_trainers_read(packing: Any) -> None:
+    packing(ROWS[:20], num_shards=1, pack_size=2048)
+    (shard,) = (packing.out / "splits/train").iterdir()
+    assert os.readlink(shard).startswith("../../runs/") and shard.name == "000000__in__shard_000000.parquet"
+    file = pq.ParquetFile(shard)
+    assert [(f.name, str(f.type)) for f in file.schema_arrow] == [
+        ("input_ids", "list<element: int32>"),
+        ("loss_mask", "list<element: uint8>"),
+        ("seq_start_id", "list<element: int32>"),
+    ]
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+@pytest.mark.parametrize("choice", ["truncate", "drop", "split"])
+def test_conversations_over_the_pack_size_are_handled_as_asked_and_counted(
+    packing: Any, data_python: str, choice: str
+) -> None:
+    rows = [row(i, "The answer is yes. " * (i % 9)) for i in range(40)]
+    outcome = packing(rows, num_shards=1, pack_size=64, long_sequences=choice)
+    whole = slowly(data_python, rows)
+    long = [s for s in whole if len(s[0]) > 64]
+    assert 0 < len(long) < 40
+    assert outcome.facts["over_long"] == len(long)
+    pieces = {
+        "truncate": [(ids[:64], (*mask[:63], 0) if len(ids) > 64 else mask) for ids, mask in whole],
+        "drop": [s for s in whole if s not in long],
+        "split": [
+            (ids[i : i + 64], (*mask[i : i + 64][:-1], 0)) for ids, mask in whole for i in range(0, len(ids), 64)
+        ],
+    }[choice]
+    assert Counter(packing.sequences()) == Counter(s for s in pieces if any(s[1]))
+    assert outcome.facts["untrained_sequences"] == sum(not any(mask) for _, mask in pieces)
+
+
+def test_padding_for_context_parallelism_changes_no_token_and_no_mask(packing: Any, data_python: str) -> None:
+    outcome = packing(ROWS[:60], num_shards=1, pack_size=4096, pad_seq_to_multiple=16)
+    expected = Counter(slowly(data_python, ROWS[:60]))
+    found: Counter[Sequence] = Counter()
+    padding = 0
+    for ids, mask in packing.sequences():
+        assert (len(ids) - 1) % 16 == 0
+        length = max(n for n in range(len(ids) + 1) if (ids[:n], mask[:n]) in expected)
+        assert set(ids[length:]) <= {0} and not any(mask[length:])  # <|endoftext|>, the tokenizer's padding
+        padding += len(ids) - length
+        found[ids[:length], mask[:length]] += 1
+    assert found == expected and outcome.facts["padding_tokens"] == padding
+
+
+def test_rows_that_are_left_out_are_counted_with_their_line_and_reason(packing: Any) -> None:
+    bad = [
+        '{"messages": [', {"text": "x"}, {"messages": [{"role": "user", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<tool_call>"}]},
+        row(99, "half of \ud800"),
+    ]  # fmt: skip
+    outcome = packing([*(row(i) for i in range(10)), *bad, *(row(i) for i in range(10, 20))], num_shards=1)
+    told = outcome.facts["rejected"]
+    assert {k: v["examples"][0]["row"] for k, v in told.items()} == {
+        "not_json": f"{packing.file}:11",
+        "no_messages": f"{packing.file}:12",
+        "no_trainable_turn": f"{packing.file}:13",
+        "tool_call_without_tools": f"{packing.file}:14",
+        "not_utf8": f"{packing.file}:15",
+    }
+    assert set(outcome.facts["removed"].values()) == {1} and outcome.facts["sequences"] == 20
+    assert json.loads((packing.out / "packing.json").read_text())["rejected"] == told
+
+
+def test_on_bad_row_fail_stops_at_the_first_broken_row(packing: Any) -> None:
+    refused(packing([row(1), {"text": "x"}], num_shards=1, on_bad_row="fail"), "bad_row", f"{packing.file}:2")
+    assert (
+        packing([row(1), {"messages": [{"role": "user", "content": "a"}]}], num_shards=1, on_bad_row="fail").status == 0
+    )
+
+
+def test_parquet_rows_give_the_same_sequences_as_json_rows(packing: Any, tmp_path: Path) -> None:
+    rows = [r for r in ROWS if not isinstance(_arguments(r), str)][:80]
+    packing(rows, num_shards=1, pack_size=4096)
+    expected = Counter(packing.sequences())
+    file = tmp_path / "rows.parquet"
+    table = pa.Table.from_pylist([{"messages": r["messages"], "tools": r.get("tools")} for r in rows])
+    pq.write_table(table, file)
+    outcome = packing(blend_path=str(file), num_shards=1, pack_size=4096)
+    assert outcome.status == 0, outcome.stderr
+    assert Counter(packing.sequences()) == expected
+
+
+def _arguments(r: dict[str, Any]) -> Any:
+    calls = [c for m in r["messages"] for c in m.get("tool_calls", ())]
+    return calls[0]["function"]["arguments"] if calls else None
+
+
+def test_splits_share_no_row_and_links_are_those_of_the_last_run(packing: Any) -> None:
+    rows = [row(i) for i in range(200)]
+    first = packing(rows, num_shards=8, pack_size=256)
+    assert set(first.facts["duplicates_across_splits"].values()) == {0}
+    found = {s: set(packing.sequences(s)) for s in ("train", "valid", "test")}
+    assert sum(map(len, found.values())) == len(set.union(*found.values())) == 200
+    before = tree(packing.out / "splits")
+    (packing.out / "splits/train/999999__old__shard_000009.parquet").symlink_to("../../nowhere")
+    second = packing(num_shards=8, pack_size=256)
+    assert tree(packing.out / "splits") == before and second.facts["made_tokens"] == 0
+    assert packed_parquet.validate(packing.out)["splits"].keys() == {"train", "valid", "test"}
+    third = packing([*rows, *rows[:100]], num_shards=8, pack_size=256)
+    assert sum(third.facts["duplicates_across_splits"].values()) > 0
+
+
+def test_unequal_weights_mix_the_packs_of_a_split_and_equal_ones_keep_all(packing: Any, tmp_path: Path) -> None:
+    for name, count in (("much", 400), ("little", 100)):
+        some = [row(i, name) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some))
+
+    def blend(much: float, little: float) -> Counter[str]:
+        entries = [{"name": n, "path": f"{n}.jsonl", "weight": w} for n, w in (("much", much), ("little", little))]
+        (tmp_path / "blend.json").write_text(json.dumps({"datasets": entries}))
+        shares = {"train_ratio": 1.0, "valid_ratio": 0.0, "test_ratio": 0.0}
+        outcome = packing(blend_path=str(tmp_path / "blend.json"), num_shards=20, pack_size=64, **shares)
+        assert outcome.status == 0, outcome.stderr
+        packs: Counter[str] = Counter()
+        for link in (packing.out / "splits/train").iterdir():
+            packs[link.name.split("__")[1]] += pq.ParquetFile(link).metadata.num_rows
+        assert packs == outcome.facts["per_split"]["train"]["packs"]
+        return packs
+
+    equal = blend(1.0, 1.0)
+    assert equal["much"] == pytest.approx(4 * equal["little"], rel=0.1)
+    weighted = blend(0.25, 0.75)
+    assert weighted["little"] == equal["little"]
+    assert weighted["much"] == pytest.approx(weighted["little"] / 3, rel=0.2)
+
+
+def test_a_blend_per_split_keeps_its_datasets_apart(packing: Any, tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "valid")):
+        some = [row(i) for i in range(number * 50, number * 50 + 30)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some))
+    blend = {s: [{"name": "same", "path": f"{s}.jsonl"}] for s in ("train", "valid")}
+    (tmp_path / "blend.json").write_text(json.dumps(blend))
+    outcome = packing(blend_path=str(tmp_path / "blend.json"))
+    assert outcome.status == 0, outcome.stderr
+    assert {s: len(packing.sequences(s)) for s in ("train", "valid", "test")} == {"train": 30, "valid": 30, "test": 0}
+
+
+def test_a_changed_template_pack_size_or_tokenizer_packs_anew_and_nothing_else_does(
+    packing: Any, tmp_path: Path
+) -> None:
+    assert packing([row(i) for i in range(40)], num_shards=2).facts["made_tokens"] > 0
+    assert packing(num_shards=2, workers=2).facts["made_tokens"] == 0
+    assert packing(num_shards=2, pack_size=256).facts["made_tokens"] > 0
+    assert packing(num_shards=2, chat_template="tokenizer").facts["made_tokens"] > 0
+    other = json.loads((TOKENIZER / "tokenizer.json").read_text())
+    other["added_tokens"].append({**other["added_tokens"][0], "id": 394, "content": "<|new|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    assert packing(num_shards=2, tokenizer={"model": str(tmp_path)}).facts["made_tokens"] > 0
+
+
+def test_fingerprints_are_those_that_checkpoints_are_compared_by(packing: Any, tmp_path: Path) -> None:
+    from nemotron_dagster.artifacts.types._problems import Problems
+    from nemotron_dagster.artifacts.types._tokenizer import fingerprint, read_template, read_tokenizer
+
+    known = read_tokenizer(TOKENIZER, Problems())
+    facts = packing([row(i) for i in range(9)], num_shards=1, chat_template="tokenizer").facts
+    assert known and facts["tokenizer_fingerprint"] == known.fingerprint
+    assert facts["chat_template_fingerprint"] == fingerprint(read_template(TOKENIZER, Problems()))
+    # a checkpoint whose own template is spelled otherwise, but writes what nano3 writes
+    (tmp_path / "tokenizer.json").write_bytes((TOKENIZER / "tokenizer.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{# mine #}" + NANO3.text)
+    facts = packing(num_shards=1, tokenizer={"model": str(tmp_path)}).facts
+    assert facts["chat_template_fingerprint"] == fingerprint("{# mine #}" + NANO3.text) != NANO3.fingerprint
+
+
+def test_workers_ray_and_one_process_write_the_same(packing: Any) -> None:
+    packing(ROWS, pack_size=4096, workers=1)
+    alone = tree(packing.out)
+    for launch in ({"workers": 2}, {"launch": "ray", "workers": 2}):
+        outcome = packing(pack_size=4096, force=True, **launch)
+        assert outcome.status == 0, outcome.stderr
+        assert tree(packing.out) == alone, launch
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(packing: Any, tmp_path: Path) -> None:
+    rows = [row(i, "The answer is yes. " * (i % 40)) for i in range(1500)]
+    cfg = {"num_shards": 8, "workers": 2, "algorithm": "best_fit_decreasing"}
+    began = time.monotonic()
+    assert packing(rows, **cfg).status == 0
+    whole = time.monotonic() - began
+    expected = tree(packing.out)
+    packing.out = tmp_path / "killed"
+    config = tmp_path / "kill.yaml"
+    config.write_text(json.dumps(packing.config(**cfg)))
+    kills = 0
+    rng = random.Random(1)
+    for _ in range(20):
+        process = subprocess.Popen(
+            [packing.python, str(STEP / "step.py"), "--config", str(config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.1, whole))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        if kills % 4 == 3:  # what a crash of the machine leaves: a receipt whose file was lost or cut off
+            for shard in sorted(packing.out.rglob("shard_*.parquet"))[:1]:
+                shard.write_bytes(shard.read_bytes()[:-1])
+    assert kills > 3
+    assert packing(**cfg).status == 0
+    assert tree(packing.out) == expected
+
+
+def test_the_plan_says_what_a_run_would_take_and_makes_nothing(packing: Any, data_python: str, tmp_path: Path) -> None:
+    packing.file.write_text("".join(json.dumps(row(i)) + "\n" for i in range(300)))
+    config = tmp_path / "plan.yaml"
+    config.write_text(json.dumps(packing.config(num_shards=1)))
+    env = {k: v for k, v in os.environ.items() if k != "NEMOTRON_MESSAGES"}
+    command = [data_python, str(STEP / "step.py"), "--config", str(config), "--plan"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    plan = json.loads(done.stdout)["plan"]
+    assert plan["rows"] == pytest.approx(300, rel=0.05) and plan["shards"] == 1 and plan["tokens"] > 3000
+    assert not list(packing.out.rglob("*.parquet")) and not (packing.out / "splits").exists()
+
+
+def test_tiny_packs_its_tools_and_reasoning_into_the_trainers_length(packing: Any) -> None:
+    cfg = yaml.safe_load((STEP / "config/tiny.yaml").read_text())
+    del cfg["run"]
+    text = json.dumps({**cfg, "output_dir": str(packing.out)}).replace("${oc.env:NEMOTRON_STEP_DIR}", str(STEP))
+    outcome = packing(**json.loads(text))
+    assert outcome.status == 0, outcome.stderr
+    facts = packed_parquet.validate(packing.out)
+    assert set(facts["splits"]) == {"train", "valid", "test"} and outcome.facts["removed"] == {}
+    assert outcome.facts["rows"] == len(ROWS) < outcome.facts["sequences"]
+    assert facts["pack_size"] <= outcome.facts["pack_size"] == 4096 and facts["efficiency"] > 0.85
+    assert np.array(PackedDataset(packing.out / "splits/train")[0]["loss_mask"]).any()
+
+
+BAD: dict[str, tuple[dict[str, Any], str, list[str]]] = {
+    "an unknown key": ({"pack_sise": 4}, "config_invalid", ["pack_sise", "did you mean 'pack_size'"]),
+    "a pack size of 0": ({"pack_size": 0}, "config_invalid", ["pack_size: 0"]),
+    "ratios that do not add up": ({"valid_ratio": 0.5}, "config_invalid", ["add up to 1.25"]),
+    "an unknown algorithm": ({"algorithm": "best_fit"}, "config_invalid", ["did you mean 'best_fit_decreasing'"]),
+    "stratified first fit": ({"stratify": True}, "config_invalid", ["best_fit_decreasing"]),
+    "a multiple as large as the pack": ({"pad_seq_to_multiple": 512}, "config_invalid", ["pad_seq_to_multiple: 512"]),
+    "a template that is not there": ({"chat_template": "nano4"}, "chat_template_missing", ["nano4", "nano3"]),
+    "a template that is broken": ({"chat_template": "{% if %}"}, "chat_template_invalid", ["line 1"]),
+    "no tokenizer": ({"tokenizer": {"model": "/no/such"}}, "tokenizer_mismatch", ["/no/such"]),
+    "a tokenizer of the Hub, offline": ({"tokenizer": "nobody/nothing"}, "tokenizer_unavailable", ["nobody/nothing"]),
+    "a field that no row has": ({"messages_field": "turns"}, "empty_output", ["no_messages 20", "in.jsonl:"]),
+    "a stage that no row names": ({"used_in_filter": "sft"}, "empty_output", ["used_in_filter 20"]),
+    "packs too short for any answer": ({"pack_size": 8}, "empty_output", ["20 were too long"]),
+    "no blend": ({"blend_path": "/path/to/data_blend.json"}, "config_invalid", ["blend_path"]),
+    "no date": ({"template_date": "today"}, "config_invalid", ["template_date"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_meant_is_refused_with_the_fix(packing: Any, case: str) -> None:
+    cfg, name, parts_ = BAD[case]
+    refused(packing([row(i) for i in range(20)], env={"HF_HUB_OFFLINE": "1"}, **cfg), name, *parts_)
+
+
+def test_a_tokenizer_without_a_template_is_told_where_its_own_is_asked_for(packing: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((TOKENIZER / "tokenizer.json").read_bytes())
+    outcome = packing([row(1)], tokenizer={"model": str(tmp_path)}, chat_template="tokenizer")
+    refused(outcome, "chat_template_missing", "no chat template")

@@ -20,6 +20,7 @@ REASONS = {
     "tool_call_without_tools": "A message has <tool_call> as text, but the row offers no tools.",
     "template_error": "The chat template does not take the conversation.",
     "template_mismatch": "The answers cannot be found in the rendered text.",
+    "not_utf8": "The text has half a surrogate pair, which no encoding can write.",
     "no_trainable_turn": "No assistant turn follows a user turn.",
 }
 _SHAREGPT = {
@@ -190,11 +191,11 @@ def _call(call: Any, n: int) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except ValueError as e:
-            raise Rejected("bad_tool_call", f"message {n}: the arguments of {function['name']}: {e}") from None
+            raise Rejected("bad_tool_call", f"message {n}: the arguments of {function['name']!r}: {e}") from None
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        raise Rejected("bad_tool_call", f"message {n}: the arguments of {function['name']} are no object")
+        raise Rejected("bad_tool_call", f"message {n}: the arguments of {function['name']!r} are no object")
     function = {**function, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
 

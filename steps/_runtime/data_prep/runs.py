@@ -160,8 +160,15 @@ def execute(spec: Spec, datasets: Sequence[DatasetRun], work: Work) -> tuple[lis
 
 
 def clean(spec: Spec, datasets: Sequence[DatasetRun]) -> None:
-    """Remove staged copies, and plans of this run whose rows are not the present ones. Call it when all is written."""
+    """Remove staged copies, what killed runs left half written, and plans of this run whose rows are not the present
+    ones. Call it when all is written.
+    """
     staging.remove(spec.output_dir)
+    for left in list(spec.output_dir.rglob("*.tmp-*")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
     for dataset in datasets:
         for other in dataset.folder.parent.iterdir():
             if other != dataset.folder and (other / "plan.json").is_file():

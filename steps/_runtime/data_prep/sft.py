@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,21 @@ from _runtime import payload
 from _runtime.data_prep import blend, chat, chat_probes, chat_template, outcome, runs, shards, split_links, splits
 from _runtime.data_prep.chat_template import ChatTemplate
 from _runtime.data_prep.runs import DatasetRun, Spec
-from _runtime.data_prep.sft_options import SftOptions, read_options
+from _runtime.data_prep.sft_options import SftOptions
 from _runtime.data_prep.sft_shard import pack_shard
 from _runtime.data_prep.tokenizers_ import TokenizerFiles, find_tokenizer
 
 REPORT = "packing.json"
+_OF_THE_RUN = ("seconds", "made_tokens", "tokens_per_second")  # the report is the same for the same work
 FORMAT = "packed_sft_parquet/1"  # raised when the same rows and settings would give other bytes
 
 
-def prepare(cfg: Mapping[str, Any]) -> None:
-    """Pack the blend that the configuration names.
+def prepare(options: SftOptions, argv: Sequence[str] | None = None) -> None:
+    """Pack the blend that the configuration names; with ``--plan`` only say what it would take.
 
     Raises:
         PayloadError: whatever of configuration, data, tokenizer or template a person must mend.
     """
-    options = read_options(cfg)
     tokenizer = find_tokenizer(options.tokenizer, options.revision)
     template = chat_template.load(
         options.chat_template,
@@ -35,14 +36,20 @@ def prepare(cfg: Mapping[str, Any]) -> None:
         options.chat_template_kwargs,
         options.template_date,
     )
-    wanted = _held_out(options)
     spec = _spec(options, tokenizer, template)
-    datasets, progress = runs.execute(spec, runs.plan(spec), pack_shard)
-    receipts = [r for d in datasets for r in d.receipts.values()]
-    totals, rejected = outcome.totals(receipts), outcome.rejected(datasets)
+    wanted = splits.Wanted(0, 0) if spec.blend.per_split else _held_out(options)
+    datasets = runs.plan(spec)
+    if "--plan" in (sys.argv if argv is None else argv):
+        from _runtime.data_prep.estimate import estimate
+
+        payload.result(plan=estimate(datasets, pack_shard))
+        return
+    datasets, progress = runs.execute(spec, datasets, pack_shard)
     for dataset in datasets:
         if not dataset.filled:
             raise _nothing_packed(dataset)
+    totals = outcome.totals([r for d in datasets for r in d.receipts.values()])
+    rejected = outcome.rejected(datasets)
     assigned = outcome.assign(datasets, wanted, options.sample_seed)
     linked = _link(options, assigned)
     runs.clean(spec, datasets)
@@ -54,18 +61,19 @@ def prepare(cfg: Mapping[str, Any]) -> None:
         "pack_size": options.pack_size,
         "algorithm": options.algorithm,
         **_packing(totals, options),
-        "rejected": {reason: about["rows"] for reason, about in rejected.items()},
-        "splits": linked,
+        "rejected": rejected,
+        "removed": {reason: about["rows"] for reason, about in rejected.items()},
+        "per_split": linked,
         "datasets": {d.name: outcome.totals(list(d.receipts.values())) for d in datasets},
-        "same_rows_in_splits": outcome.leaks(assigned),
+        "duplicates_across_splits": outcome.leaks(assigned),
         "seconds": round(progress.seconds, 2),
+        "made_tokens": progress.tokens,
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-3)),
     }
-    report = {**facts, "rejected": rejected}
-    for key in ("seconds", "tokens_per_second"):  # the report is the same for the same work
-        del report[key]
-    text = json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True) + "\n"  # kept receipts order their counts
-    shards.write_whole(options.output_dir / REPORT, text)
+    report = {k: v for k, v in facts.items() if k not in _OF_THE_RUN}
+    shards.write_whole(
+        options.output_dir / REPORT, json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    )
     payload.result(**facts)
 
 
@@ -205,7 +213,7 @@ def _nothing_packed(dataset: DatasetRun) -> payload.PayloadError:
     rejected = outcome.rejected([dataset])
     name = f"dataset {dataset.dataset.name!r}"
     if not rejected:
-        lost = totals.get("untrained", 0) + totals.get("over_long", 0)
+        lost = totals.get("untrained") or totals.get("over_long", 0)
         message = f"{name}: of {totals.get('rows', 0)} rows no sequence is left; {lost} were too long to hold an answer"
         return payload.PayloadError("empty_output", message, "Raise pack_size or max_doc_tokens, or give other rows.")
     counts = ", ".join(f"{reason} {about['rows']}" for reason, about in rejected.items())

@@ -69,7 +69,9 @@ def read_options(cfg: Mapping[str, Any]) -> SftOptions:
     options.check_keys(cfg, KEYS)
     blend_path = options.text(cfg, "blend_path")
     if blend_path.startswith("/path/to/"):
-        raise options.bad(f"blend_path is still {blend_path}", "Set it to a blend, a file, a directory or a glob.")
+        raise options.bad(
+            f"blend_path is still {blend_path}", "Set blend_path to a blend, a file, a directory or a glob."
+        )
     model, revision = _tokenizer(cfg.get("tokenizer"))
     pack_size = options.whole(cfg, "pack_size", 4096, 2)
     multiple = options.whole(cfg, "pad_seq_to_multiple", 1, 1)

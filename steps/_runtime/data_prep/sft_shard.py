@@ -94,12 +94,16 @@ def _render(
     for row, at in zip(batch.rows, batch.at, strict=True):
         try:
             sequences = chat.sequences(chat.read(chat.without_nulls(row) if nulls else row, fields), template)
+            texts = ["".join(text for text, _ in pieces).encode() for pieces in sequences]
         except chat.Rejected as e:
             job.rejects.add(e.reason, batch.file, at, batch.unit, e.message, bad=e.reason not in _CHOSEN, read=read)
             continue
+        except UnicodeEncodeError as e:
+            note = f"the text has half a surrogate pair, U+{ord(e.object[e.start]):04X}"
+            job.rejects.add("not_utf8", batch.file, at, batch.unit, note, read=read)
+            continue
         found += sequences
-        text = "".join(text for text, _ in sequences[-1])
-        hashes.append(xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")))
+        hashes.append(xxhash.xxh3_64_intdigest(texts[-1]))
     return found
 
 

@@ -27,12 +27,14 @@ from typing import Any
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
 from _runtime import payload  # noqa: E402
+from _runtime.data_prep.sft_options import read_options  # noqa: E402
 
 
 def main(cfg: dict[str, Any]) -> None:
+    options = read_options(cfg)  # first: a misspelt key is told at once
     from _runtime.data_prep.sft import prepare
 
-    prepare(cfg)
+    prepare(options)
 
 
 if __name__ == "__main__":
