@@ -154,6 +154,9 @@ class LocalTarget:
     def release(self, handle: JobHandle) -> None:
         return
 
+    def abandon(self, handle: JobHandle, successor: str) -> bool:
+        return False  # none is lost before it began
+
     def cancel(self, handle: JobHandle) -> None:
         pid = _json(Path(handle.directory, "pid.json"))
         if pid and self._status(handle).state is State.RUNNING:

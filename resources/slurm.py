@@ -93,6 +93,11 @@ class Settings(CommonSettings):
     signal: str | None = Field(None, description="Signal before the time limit, e.g. B:USR1@300.")
     requeue: bool | None = Field(None, description="Whether Slurm may requeue the job; default: the cluster's.")
     retries: Count = Field(0, description="How often the job requeues itself after a failure.")
+    lost_after: Positive = Field(
+        60,
+        description="Seconds in which Slurm answers that it does not know a job, after which the job is lost; "
+        "three times as long where its accounting does not answer.",
+    )
     comment: str | None = Field(None, description="Comment on the job.")
     job_name: str | None = Field(None, description="First part of the job's name; default: account and step.")
     mail_user: str | None = Field(None, description="Who gets mail.")

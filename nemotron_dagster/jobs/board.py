@@ -96,13 +96,19 @@ def board(state: Path, ledger: Ledger) -> Board:
 
 def _unfinished(handles: Iterable[JobHandle], known: dict[str, Any]) -> list[JobHandle]:
     """Those whose end is not known yet: a job that has ended stays so."""
-    return [h for h in handles if h.key not in known or not status_from(known[h.key]).state.final]
+    return [h for h in handles if h.key not in known or not _over(known[h.key])]
+
+
+def _over(answer: dict[str, Any]) -> bool:
+    """Whether nothing can change any more; a job that was lost before it began may be found again."""
+    status = status_from(answer)
+    return status.state.final and not status.never_began
 
 
 def _fresh(seen: dict[str, Any], handle: JobHandle, urgent: bool) -> bool:
     if handle.key not in seen.get("jobs", {}):
         return bool(seen.get("error")) and time.time() - seen["time"] < POLL[0]
-    if status_from(seen["jobs"][handle.key]).state.final:
+    if _over(seen["jobs"][handle.key]):
         return True
     return bool(0 <= time.time() - seen["time"] < (POLL[0] if urgent else seen["pause"]))
 

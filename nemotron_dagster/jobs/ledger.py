@@ -71,6 +71,7 @@ class Record:
         settings: the target's own settings, to make it again; without what only the job's process is given.
         job: the Submission, without secrets, for a follow-up job; ``references`` are the secrets' references.
         handles: its jobs; more than one in a walltime chain. Empty: nothing is known to be submitted yet.
+        lost: how many of them the scheduler lost before they began.
         runs: ids of the Dagster runs that have watched it.
         error: why it failed, for people.
         uri: of the published artifact.
@@ -88,6 +89,7 @@ class Record:
     phase: Phase = "submitting"
     handles: tuple[JobHandle, ...] = ()
     max_chain: int = 1
+    lost: int = 0
     status: Status | None = None
     runs: tuple[str, ...] = ()
     created: float = field(default_factory=time.time)
@@ -98,6 +100,11 @@ class Record:
     @property
     def handle(self) -> JobHandle | None:
         return self.handles[-1] if self.handles else None
+
+    @property
+    def may_continue(self) -> bool:
+        """Whether a job that the scheduler has interrupted is followed by another."""
+        return self.order.resumable and len(self.handles) - self.lost < self.max_chain
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "status": self.status.as_dict() if self.status else None}

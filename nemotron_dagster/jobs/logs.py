@@ -62,6 +62,5 @@ def _goes_on(project: Project, record: Record, number: int) -> bool:
     [sight] = look(project, [record])
     if sight.status is None or not sight.status.state.final:
         return True
-    chained = record.order.resumable and len(record.handles) < record.max_chain
     watched = not ledger(project.state).orphaned(record.key)
-    return sight.status.state.interrupted and chained and watched
+    return watched and (sight.status.never_began or (sight.status.state.interrupted and record.may_continue))

@@ -141,16 +141,21 @@ def submission_of(
     )
 
 
+class NoSecret(TargetError):
+    """A secret of a submission cannot be had again."""
+
+
 def follow_up(record: Record, number: int) -> Submission:
     """The next job of a walltime chain: the same one under another key.
 
     Raises:
+        NoSecret: env.toml holds a secret itself.
         ProfileError: a variable that a secret refers to is not set.
     """
     data = dict(record.job)
     lacking = [name for name in data.pop("secret_names") if name not in record.references]
     if lacking:
-        raise TargetError(
+        raise NoSecret(
             f"{record.key}: cannot be continued from here: {lacking[0]} is a secret that env.toml holds itself. Write "
             f'"${{oc.env:{lacking[0]}}}" there.'
         )

@@ -50,6 +50,9 @@ class PreviewOnly:
     def release(self, handle: JobHandle) -> None:
         self._refuse()
 
+    def abandon(self, handle: JobHandle, successor: str) -> bool:
+        self._refuse()
+
     def cancel(self, handle: JobHandle) -> None:
         self._refuse()
 

@@ -94,7 +94,7 @@ def publish_output(record: Record, handle: JobHandle, place: Slot) -> ArtifactRe
     order = record.order
     if not place.output.is_dir() and (found := published(place)) is not None:
         return found  # another process that adopted the same job has published it
-    if problem := _gone(place, record.key):
+    if problem := gone(place, record.key):
         raise InvalidOutput(f"{order.step}: job {record.key} ended, but {problem} Run it again.")
     inner = _real(place.output, order.path)
     try:
@@ -160,7 +160,7 @@ def failure(record: Record, step: Step | None, status: Status, place: Slot, log:
     return JobFailed(f"{order.step}: the job failed ({how}).\n{told_by}{tail_of(log)}\n{where}. {again}")
 
 
-def _gone(place: Slot, key: str) -> str:
+def gone(place: Slot, key: str) -> str:
     """Why the staged output is not what this submission wrote, or nothing."""
     if not place.output.is_dir():
         return f"its output, {place.output}, is gone."

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,12 +25,13 @@ from nemotron_dagster.artifacts.port_locks import Result
 from nemotron_dagster.artifacts.store import Slot, slot
 from nemotron_dagster.catalog import Step
 from nemotron_dagster.config.compile import JobSpec
-from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, ProfileError, TargetError
+from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, TargetError
 from nemotron_dagster.jobs.board import board
+from nemotron_dagster.jobs.chain import Ended, give_up, next_job, submit_again
 from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
 from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
 from nemotron_dagster.jobs.messages import Reporter
-from nemotron_dagster.jobs.prepare import Request, code_digest, follow_up, record_of, submission_of, written
+from nemotron_dagster.jobs.prepare import Request, code_digest, record_of, submission_of, written
 from nemotron_dagster.jobs.publish import finish, slot_of
 from nemotron_dagster.jobs.submission import (
     gpus_per_node,
@@ -38,7 +40,7 @@ from nemotron_dagster.jobs.submission import (
     references,
     variables,
 )
-from nemotron_dagster.jobs.target import State, Target, relocation_of
+from nemotron_dagster.jobs.target import State, Status, Target, relocation_of
 from nemotron_dagster.jobs.watch import Watch
 from nemotron_dagster.project import Project
 
@@ -94,33 +96,46 @@ def follow(
     book = ledger(project.state)
     if run is not None:
         record = book.change(record.key, run=run)
-    handle = record.handle
-    assert handle is not None
     place = slot_of(record.order, record.key)
     cursor = book.root / "cursors" / f"{record.key}-{run}.json" if run and target.cluster else None
     if cursor is not None:
         cursor.parent.mkdir(parents=True, exist_ok=True)
     watch = Watch(target, board(project.state, book), place, reporter, unwanted, cursor)
     with book.watched(record.key):
-        status = watch.until_ended(handle)
-        while status.state.interrupted and record.order.resumable and len(record.handles) < record.max_chain:
-            target.release(handle)
-            reporter.note(
-                f"the job ended by {status.state.lower().replace('_', ' ')}; continuing in job "
-                f"{len(record.handles) + 1} of at most {record.max_chain}"
-            )
-            try:
-                job = follow_up(record, len(record.handles) + 1)
-            except (TargetError, ProfileError) as e:
-                reporter.note(str(e))
-                break
-            handle = target.submit(job)
-            record = book.change(record.key, handle=handle)
-            status = watch.until_ended(handle)
+        record, status = _last(target, book, record, watch, unwanted)
         ref = finish(target, book, record, status, step, watch.tail, reporter)
     if cursor is not None:
         cursor.unlink(missing_ok=True)
     return ref
+
+
+def _last(
+    target: Target, book: Ledger, record: Record, watch: Watch, unwanted: Callable[[], bool]
+) -> tuple[Record, Status]:
+    """The submission with its last job, and how that ended."""
+    while True:
+        assert record.handle is not None
+        status = watch.until_ended(record.handle)
+        if status.never_began and unwanted():
+            handle, status = give_up(target, record, record.handle, status)
+            if status.state.final:
+                return record, status
+            target.cancel(handle)
+            record = book.change(record.key, handle=handle)
+            continue
+        if not status.never_began and not (status.state.interrupted and record.may_continue):
+            return record, status
+        try:
+            before = record
+            if status.never_began:
+                record = submit_again(target, book, record, watch.reporter.note)
+            else:
+                record = next_job(target, book, record, status, watch.reporter.note)
+        except Ended as e:
+            watch.reporter.note(str(e))
+            return record, status
+        if record.handle == before.handle:
+            time.sleep(1.0)  # it has begun after all, and the scheduler will know it again
 
 
 def submit(
@@ -272,8 +287,9 @@ def _earlier(book: Ledger, target: Target, place: Slot, code: str) -> Record | N
         return None
     if record.handle is None:
         return record if owner.get("code") == code else None
-    state = target.statuses([record.handle])[record.handle.key].state
-    return record if not state.final or (state is State.SUCCEEDED and owner.get("code") == code) else None
+    status = target.statuses([record.handle])[record.handle.key]
+    whole = status.state is State.SUCCEEDED or status.never_began
+    return record if not status.state.final or (whole and owner.get("code") == code) else None
 
 
 def _adopt(book: Ledger, target: Target, record: Record) -> Record | None:

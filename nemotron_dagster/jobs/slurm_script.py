@@ -237,7 +237,7 @@ def _parameters(settings: Settings) -> dict[str, Any]:
 
 
 def _setup(settings: Settings, job: Submission) -> list[str]:
-    lines = [f'export MASTER_ADDR="${{head_node_ip%% *}}" MASTER_PORT={launch.PORT}']
+    lines = [f'export MASTER_ADDR="${{head_node_ip%% *}}" {_PORT}']
     lines += ["export SLURM_OPEN_MODE=a"]  # a restart must not cut what was read already
     if job.launch == "ray":  # its template takes eight GPUs for granted
         lines += [f"gpus_per_node={job.gpus_per_node}", 'CPUS_PER_WORKER="${SLURM_CPUS_ON_NODE:-$CPUS_PER_WORKER}"']
@@ -255,6 +255,9 @@ def _setup(settings: Settings, job: Submission) -> list[str]:
             lines.append('rm -f "$_secrets"')
     return [*lines, *([settings.setup_lines] if settings.setup_lines else [])]
 
+
+#: Where rank 0 listens: jobs that share a node, as small ones may, must not meet there.
+_PORT = "MASTER_PORT=$((10000 + SLURM_JOB_ID % 10000))"
 
 #: Before anything else the job claims its key; at its end it leaves its exit status, and how often it was restarted.
 #: Who lost the claim never touches the marks of who won it.

@@ -17,8 +17,8 @@ from nemotron_dagster.jobs.slurm_submit import no_answer
 from nemotron_dagster.jobs.target import JobHandle, State, Status
 from nemotron_dagster.jobs.transport import Transport
 
-FORGOTTEN = 180  # seconds in which neither Slurm nor the job's own marks know it, after which it is lost
-_SETTLE = 30  # the same, where the job has left its end mark, and accounting may still tell more
+_UNSURE = 3  # times as long until a job is lost, where the accounting cannot be asked for it
+_SETTLE = 30  # seconds in which accounting may still tell more of a job that has left its end mark
 
 #: Slurm's state -> ours; those that are not here have not ended.
 _ENDED: Mapping[str, State] = {
@@ -36,13 +36,15 @@ _ENDED: Mapping[str, State] = {
     "REVOKED": State.CANCELLED,
 }
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+_GONE = -2  # instead of seconds: the job's directory is not there
 _QUEUE = "JobID,Name,State,exit_code,RestartCnt,SubmitTime,StartTime,EndTime,tres-alloc,NodeList,Reason"
 _ACCOUNT = (
     "JobIDRaw,JobName,State,ExitCode,DerivedExitCode,Submit,Start,End,"
     "AllocTRES,TotalCPU,CPUTimeRAW,MaxRSS,NodeList,Reason"
 )
 
-#: Reads ``id key directory`` lines. Q: rows of squeue; A: of sacct; M: marks of jobs that have ended or are not known.
+#: Reads ``id key directory`` lines. Q: rows of squeue; A: of sacct; M: marks of jobs that have ended or are
+#: not known, by key: a controller that lost its state gives ids again.
 _SCRIPT = r"""
 export LC_ALL=C SLURM_TIME_FORMAT=%s
 asked=$(cat)
@@ -78,15 +80,15 @@ for uid in $(printf '%s\n' "$told" | sed -n 's/.*|CANCELLED by \([0-9][0-9]*\)|.
   echo "U|$uid|$(id -un "$uid" 2>/dev/null || echo "user $uid")"
 done
 finished=$(printf '%s\n' "$told" | awk -F'|' -v ended="$ended" '
-  { split($3, s, " "); if (index(ended, " " s[1] " ")) printf " %s ", $1 }')
+  { split($3, s, " "); n = split($2, w, "."); if (index(ended, " " s[1] " ")) printf " %s/%s ", $1, w[n] }')
 now=$(date +%s)
 printf '%s\n' "$over" | while read -r id key dir state; do
   claim= mark= age=-1 said= oom=
   [ -L "$dir/claim" ] && claim=$(readlink "$dir/claim")
   [ -r "$dir/ended" ] && read -r mark <"$dir/ended"
-  case "$finished" in *" $id "*) state=known ;; esac
+  case "$finished" in *" $id/$key "*) state=known ;; esac
   if [ "$state" = - ]; then
-    age=$lost
+    age=-2
     if [ -d "$dir" ]; then
       since=$now last=$now
       [ -r "$dir/missing" ] && read -r since last <"$dir/missing"
@@ -106,7 +108,7 @@ printf '%s\n' "$over" | while read -r id key dir state; do
         '^slurmstepd.*: error: .*([Ee]xceeded (job )?memory limit|oom[-_ ]kill)' | grep -v '^0')
     done ;;
   esac
-  echo "M|$id|$claim|$mark|$age|$oom|$said"
+  echo "M|$key|$claim|$mark|$age|$oom|$said"
 done
 """
 
@@ -120,8 +122,10 @@ class _Answer:
     accounting: bool = True
 
 
-def statuses(transport: Transport, handles: Iterable[JobHandle]) -> dict[str, Status]:
+def statuses(transport: Transport, handles: Iterable[JobHandle], lost_after: int) -> dict[str, Status]:
     """Key -> status of each job, by one round trip.
+
+    ``lost_after``: seconds in which neither Slurm nor the job's own marks know it, after which it is lost.
 
     Raises:
         TargetError: the login node or Slurm could not be reached.
@@ -132,16 +136,16 @@ def statuses(transport: Transport, handles: Iterable[JobHandle]) -> dict[str, St
     answer = _ask(transport, asked)
     found, moved = {}, []
     for handle in asked:
-        claim = answer.marks.get(handle.id, [""] * 6)[1]
-        if claim and claim != handle.id:  # a job of an earlier try does the work, this one has ended at once
+        claim = answer.marks.get(handle.key, [""] * 6)[1]
+        if claim.isdigit() and claim != handle.id:  # a job of an earlier try does the work, this one has ended at once
             moved.append(replace(handle, id=claim))
-        found[handle.key] = _status(answer, handle)
-    return found | statuses(transport, moved) if moved else found
+        found[handle.key] = _status(answer, handle, lost_after)
+    return found | statuses(transport, moved, lost_after) if moved else found
 
 
 def _ask(transport: Transport, handles: list[JobHandle]) -> _Answer:
     suffixed = ",".join(f"{name}:|" for name in _QUEUE.split(","))
-    head = f"fields='{suffixed}'\ncolumns='{_ACCOUNT}'\nended=' {' '.join(_ENDED)} '\nlost={FORGOTTEN + 1}\n"
+    head = f"fields='{suffixed}'\ncolumns='{_ACCOUNT}'\nended=' {' '.join(_ENDED)} '\n"
     lines = "".join(f"{h.id or 0} {h.key} {h.directory}\n" for h in handles)
     done = transport.run(head + _SCRIPT, lines.encode(), timeout=120, check=False)
     text = done.err.decode(errors="replace").strip()
@@ -172,13 +176,13 @@ def _ask(transport: Transport, handles: list[JobHandle]) -> _Answer:
     return _Answer(queue, account, marks, users, accounting)
 
 
-def _status(answer: _Answer, handle: JobHandle) -> Status:
+def _status(answer: _Answer, handle: JobHandle, lost_after: int) -> Status:
     row = answer.queue.get(handle.id)
     if row is not None and not row[1].endswith(f".{handle.key}"):
         row = None  # a controller that lost its state gave the id to another job
     told = answer.account.get(handle.id, [])
     told = told if told and told[0][1].endswith(f".{handle.key}") else []
-    _, claim, mark, age, oom, said = answer.marks.get(handle.id, ["", "", "", "-1", "", ""])
+    _, claim, mark, age, oom, said = answer.marks.get(handle.key, ["", "", "", "-1", "", ""])
     if row is not None and row[2] not in _ENDED:
         return _live(row)
     restarts = int(mark.split()[1]) if mark else int(row[4]) if row is not None else 0
@@ -186,7 +190,8 @@ def _status(answer: _Answer, handle: JobHandle) -> Status:
         return replace(_accounted(told, answer.users, mark, oom, said), restarts=restarts)
     if row is not None:
         return replace(_from_queue(row, oom, said), restarts=restarts)
-    return _unknown(claim, mark, int(age), answer.accounting, oom, said)
+    limit = lost_after if answer.accounting else lost_after * _UNSURE
+    return _unknown(claim, mark, int(age), limit, answer.accounting, oom, said)
 
 
 def _live(row: list[str]) -> Status:
@@ -259,18 +264,22 @@ def _accounted(rows: list[list[str]], users: Mapping[str, str], mark: str, oom: 
     return replace(status, reason=f"by {users.get(by, by)}") if by and status.state is State.CANCELLED else status
 
 
-def _unknown(claim: str, mark: str, age: int, accounting: bool, oom: str, said: str) -> Status:
+def _unknown(claim: str, mark: str, age: int, limit: int, accounting: bool, oom: str, said: str) -> Status:
     """Of a job that Slurm does not know: not yet, or no longer."""
-    if mark and (age > _SETTLE or not accounting):
+    if mark and (age > min(_SETTLE, limit) or age == _GONE or not accounting):
         code, starts, at = (int(n) for n in mark.split())
         status = Status(State.SUCCEEDED if code == 0 else State.FAILED, raw="FORGOTTEN", ended=float(at))
         return replace(_ended(status, "", "", code, 0, oom, said), restarts=starts)
-    if age > FORGOTTEN:
-        return Status(
-            State.LOST, reason="Slurm does not know it any more, and it left no mark of its end", raw="UNKNOWN"
-        )
+    if age == _GONE:
+        return Status(State.LOST, reason="Slurm does not know it, and its directory is gone", raw="UNKNOWN")
+    if age > limit and not claim.isdigit():
+        return Status(State.LOST, reason="Slurm lost it before it began", raw="UNKNOWN", never_began=True)
+    if age > limit:
+        return Status(State.LOST, reason="Slurm lost it while it ran, and it left no mark of its end", raw="UNKNOWN")
     return Status(
-        State.RUNNING if claim else State.PENDING, reason="" if claim else "Slurm is taking it up", raw="UNKNOWN"
+        State.RUNNING if claim.isdigit() else State.PENDING,
+        reason="" if claim.isdigit() else "Slurm is taking it up",
+        raw="UNKNOWN",
     )
 
 

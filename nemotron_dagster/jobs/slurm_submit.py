@@ -41,7 +41,8 @@ _KNOWN = """
 export LC_ALL=C
 known() {
   if [ -s "$job/jobid" ]; then cat "$job/jobid"; return 0; fi
-  if [ -L "$job/claim" ]; then readlink "$job/claim"; return 0; fi
+  claim=$(readlink "$job/claim" 2>/dev/null)
+  case "$claim" in ''|*[!0-9]*) ;; *) echo "$claim"; return 0 ;; esac
   [ -s "$job/attempt" ] || return 0
   read -r began name <"$job/attempt"
   tries=0
@@ -195,6 +196,20 @@ def cancel(transport: Transport, job_id: str, directory: str) -> None:
         raise TargetError(f"{transport.where}: job {job_id} could not be cancelled: {last}. Cancel it again.")
 
 
+def abandon(transport: Transport, directory: str, successor: str) -> bool:
+    """Take a job's claim away from it for good, unless it has it: then False.
+
+    Raises:
+        TargetError: the login node or Slurm could not be reached; whether the claim is taken is not known.
+    """
+    done = transport.run(f"{_set(job=directory, successor=successor)}{_ABANDON}", timeout=120, check=False)
+    text = done.err.decode(errors="replace").strip()
+    if done.code not in (0, 9):
+        last = text.splitlines()[-1].rstrip(".") if text else f"exit code {done.code}"
+        raise TargetError(f"{transport.where}: {directory}: its lost job could not be given up: {last}. Run again.")
+    return done.code == 0
+
+
 def remove(transport: Transport, secret_file: str) -> None:
     """Remove a job's secrets.
 
@@ -212,6 +227,18 @@ export LC_ALL=C
 name=
 [ ! -s "$job/attempt" ] || read -r began name <"$job/attempt"
 if [ -n "$name" ]; then scancel --name="$name" "$id"; else scancel "$id"; fi
+"""
+
+#: The claim is what decides: whoever makes the link has it. A job that Slurm still keeps is removed for tidiness.
+_ABANDON = """
+export LC_ALL=C
+name=
+[ ! -s "$job/attempt" ] || read -r began name <"$job/attempt"
+mkdir -p "$job" || exit 5
+[ -z "$name" ] || scancel --state=PENDING --user="$(id -un)" --name="$name" || exit 3
+ln -s "$successor" "$job/claim" 2>/dev/null
+[ -L "$job/claim" ] || { echo "its directory cannot be written" >&2; exit 5; }
+[ "$(readlink "$job/claim")" = "$successor" ] || exit 9
 """
 
 #: What a command of Slurm says when it got no answer, so that nothing is known: not a refusal.

@@ -145,7 +145,7 @@ class SlurmTarget:
 
     def statuses(self, handles: Iterable[JobHandle]) -> dict[str, Status]:
         named = [h if h.id else self.find(h.key) or h for h in handles]
-        return slurm_states.statuses(self.transport, named)
+        return slurm_states.statuses(self.transport, named, self.settings.lost_after)
 
     def read(self, handle: JobHandle, cursor: Mapping[str, int]) -> Chunk:
         if self.shares_files and os.path.isdir(handle.directory):
@@ -162,6 +162,9 @@ class SlurmTarget:
         if known is not None:
             slurm_submit.cancel(self.transport, known.id, known.directory)
         self.release(handle)
+
+    def abandon(self, handle: JobHandle, successor: str) -> bool:
+        return slurm_submit.abandon(self.transport, handle.directory, successor)
 
     def release(self, handle: JobHandle) -> None:
         slurm_submit.remove(self.transport, slurm_script.secrets_file(self.settings, handle.key))

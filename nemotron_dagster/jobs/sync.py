@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from nemotron_dagster.errors import NemotronError, TargetError, UsageError
 from nemotron_dagster.jobs.board import board
+from nemotron_dagster.jobs.chain import Ended, give_up, submit_again
 from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
 from nemotron_dagster.jobs.target import JobHandle, State, Status, Target, make_target
 from nemotron_dagster.project import Project
 
 PATIENCE = 60.0  # seconds that a cancelled job has to end: schedulers grant half a minute between asking and killing
 _PAUSES = (0.1, 2.0)  # seconds between two questions meanwhile
-_UNTOLD = 300.0  # seconds after which a submission without a job has none: its submitter was killed before
+_UNTOLD = (30.0, 300.0)  # seconds after which a submission without a job gets none, and after which it has none
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Sight:
     def ended(self) -> bool:
         """The job is known to have ended."""
         return not self.problem and self.status is not None and self.status.state.final
+
+    @property
+    def due(self) -> bool:
+        """The submission can be closed: its job has ended, or can never start."""
+        return self.ended or (not self.problem and self.status is not None and self.status.hopeless)
 
 
 def target_of(project: Project, record: Record) -> Target:
@@ -111,19 +117,24 @@ def located(project: Project, record: Record) -> Record:
     book = ledger(project.state)
     if record.handle is not None or record.phase not in OPEN or not book.orphaned(record.key):
         return record
-    handle = target_of(project, record).find(record.key)
+    target, age = target_of(project, record), time.time() - record.created
+    handle, excluded = target.find(record.key), False
+    if handle is None and age >= _UNTOLD[0]:  # what its submitter sent may still be on its way, and is not let in
+        excluded = target.abandon(JobHandle(record.executor, record.key, target.job_directory(record.key)), "nobody")
+        handle = None if excluded else target.find(record.key)
     if handle is not None:
         return book.change(record.key, phase="submitted", handle=handle)
-    if time.time() - record.created < _UNTOLD:  # what it sent may still be on its way
+    if not excluded and age < _UNTOLD[1]:
         return record
     error = f"{record.order.step}: whoever submitted it was killed before there was a job. Run it again."
     return book.change(record.key, phase="failed", error=error)
 
 
 def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
-    """The submissions that have ended, that nobody watches, and whose end is not in Dagster's history yet.
+    """The submissions that nobody watches, that have ended or can never start, and that Dagster's history lacks.
 
-    ``note`` is told what could not be looked at, once per reason. Cheap where nothing is open.
+    A job that its scheduler lost before it began is submitted again on the way. ``note`` is told of that, and what
+    could not be looked at, once per reason. Cheap where nothing is open.
     """
     book, problems = ledger(project.state), list[str]()
     records = []
@@ -134,6 +145,9 @@ def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
             except NemotronError as e:
                 problems.append(str(e))
     sights = look(project, [r for r in records if r.phase in OPEN])
+    for i, sight in enumerate(sights):
+        if sight.ended and sight.status is not None and sight.status.never_began:
+            sights[i] = _submitted_again(project, sight, note)
     for problem in dict.fromkeys([*problems, *(s.problem for s in sights if s.problem)]):
         note(problem)
     known = {s.record.key for s in sights}
@@ -141,7 +155,19 @@ def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
         left = book.get(key) if key not in known else None
         if left is not None and left.phase == "published" and book.orphaned(key):
             sights.append(Sight(left, left.status))
-    return [s for s in sights if s.ended or s.record.phase == "published"]
+    return [s for s in sights if s.due or s.record.phase == "published"]
+
+
+def _submitted_again(project: Project, sight: Sight, note: Callable[[str], None]) -> Sight:
+    """The submission with another job; as it was, where there cannot be one: who publishes it then tells why."""
+    book, record = ledger(project.state), sight.record
+    try:
+        now = submit_again(target_of(project, record), book, record, lambda text: note(f"{record.key}: {text}"))
+    except Ended:
+        return sight
+    except NemotronError as e:
+        return Sight(record, sight.status, str(e))
+    return Sight(now, None)
 
 
 def cancel(
@@ -170,6 +196,8 @@ def cancel(
     if handle is None:
         return book.change(record.key, phase="cancelled", error=f"{record.order.step}: cancelled before it had a job.")
     status: Status | None = target.statuses([handle])[handle.key]
+    if status is not None and status.never_began:
+        handle, status = give_up(target, record, handle, status)
     if status is not None and not status.state.final:
         target.cancel(handle)
         asked()

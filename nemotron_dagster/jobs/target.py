@@ -55,6 +55,7 @@ class Status:
         reason: in words, for people: the signal, the scheduler's reason.
         raw: the scheduler's own state.
         hopeless: it waits for something that will never be; whoever watches it cancels it.
+        never_began: it is lost, and has run nothing: another job may do its work, once ``abandon`` has excluded it.
         nodes: the nodes it runs on, as the scheduler writes lists of them.
         estimate: when the scheduler expects it to start.
         gpus: GPUs in all.
@@ -67,6 +68,7 @@ class Status:
     reason: str = ""
     raw: str = ""
     hopeless: bool = False
+    never_began: bool = False
     nodes: str = ""
     submitted: float | None = None
     started: float | None = None
@@ -247,6 +249,13 @@ class Target(Protocol):
 
     def cancel(self, handle: JobHandle) -> None:
         """Stop the job and everything it started."""
+
+    def abandon(self, handle: JobHandle, successor: str) -> bool:
+        """See to it that a job which the scheduler lost never runs anything, as ``successor`` takes its place.
+
+        False where it has begun, or where this cannot be had. Safe to repeat. Asked of jobs that have ``never_began``,
+        and of those whose submitter was killed before anybody could know whether there is one.
+        """
 
     def release(self, handle: JobHandle) -> None:
         """Remove what must not stay when the job has ended: its secrets."""

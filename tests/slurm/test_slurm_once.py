@@ -170,8 +170,8 @@ def test_outages_preemption_and_failing_nodes(own: Place) -> None:
     failed = own.ended(on_n2)
     assert failed.state is State.NODE_FAIL and "a node failed" in failed.reason
 
-    survivor = own.submit("survivor", "sleep 3; echo alive")
-    own.until(survivor, lambda s: s.state is State.RUNNING)
+    survivor = own.submit("survivor", "echo begun; sleep 3; echo alive")
+    wait_until(lambda: "begun" in own.log(survivor), "the step runs: srun cannot start it without a controller", 60)
     cluster.stop_controller()
     for ask in (
         lambda: own.target().statuses([survivor]),
