@@ -387,6 +387,15 @@ def test_a_file_in_two_datasets_is_refused_because_splits_would_share_it(prep: A
     refused(prep(blend_path=str(tmp_path / "blend.json")), "split_leakage_or_empty_validation", "'a' and 'b'")
 
 
+def test_rows_of_parquet_without_text_are_counted_by_row(prep: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", None, "three", ""]}), tmp_path / "a.parquet")
+    cfg = {"num_shards": 1, "valid_shards": 0, "test_shards": 0, "blend_path": str(tmp_path / "a.parquet")}
+    outcome = prep(**cfg)
+    assert outcome.facts["removed"] == {"missing_field": 1, "empty_text": 1}
+    assert outcome.facts["rejected"]["missing_field"]["examples"][0]["row"] == f"{tmp_path}/a.parquet: row 2"
+    refused(prep(text_field="body", **cfg), "empty_or_overlong_documents", "missing_field 4")
+
+
 @pytest.mark.parametrize("form", ["jsonl.gz", "jsonl.zst", "parquet"])
 @pytest.mark.parametrize("shards", [1, 4])
 def test_a_file_that_was_cut_off_is_named(prep: Any, tmp_path: Path, form: str, shards: int) -> None:

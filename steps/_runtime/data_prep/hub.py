@@ -67,7 +67,12 @@ def _listed(repo: str, revision: str | None, dataset: Dataset) -> list[HubFile]:
     try:
         folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
     except Exception as e:
-        raise _unavailable(dataset.path, e) from None
+        # files that were fetched by commit leave no branch in the cache: a single commit is the one that is meant
+        cached = Path(constants.HF_HUB_CACHE, f"datasets--{repo.replace('/', '--')}", "snapshots")
+        commits = list(cached.iterdir()) if revision is None and cached.is_dir() else []
+        if len(commits) != 1:
+            raise _unavailable(dataset.path, e) from None
+        (folder,) = commits
     sha = folder.name
     return sorted(
         (

@@ -57,7 +57,9 @@ def read(part: Slice, rejects: Rejects, columns: Sequence[str] | None = None) ->
         BadRow: a broken row where ``rejects`` has the policy ``fail``.
     """
     if part.file.format == "parquet":
-        yield from _parquet(part, columns)
+        from _runtime.data_prep.rows_parquet import read_parquet  # imports pyarrow
+
+        yield from read_parquet(part, columns)
     elif part.file.format == "json" and part.staged is None and is_array(part.file):
         yield from _array(part, rejects)
     else:
@@ -259,48 +261,3 @@ def _array(part: Slice, rejects: Rejects) -> Iterator[Batch]:
                 note = f"a JSON {type(row).__name__}"
                 rejects.add("not_an_object", part.file.path, number, "row", note)
         yield Batch(part.file.path, found, at, "row", [], part.file.size * len(found) // max(1, len(rows)))
-
-
-def _parquet(part: Slice, columns: Sequence[str] | None) -> Iterator[Batch]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with sources.open_raw(part.file) as stream:
-            file = pq.ParquetFile(pa.PythonFile(stream, "r") if not sources.is_local(part.file) else stream)
-            have = file.schema_arrow.names
-            wanted = have if columns is None else [c for c in have if c in columns]
-            per_row = part.file.size / max(1, file.metadata.num_rows)
-            at = 0
-            mine = list(blocks(part, file.metadata.num_rows))
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                inside = [(max(a, at), min(b, at + rows)) for a, b in mine if a < at + rows and b > at]
-                if inside:
-                    yield from _group(file, group, at, inside, wanted, part, per_row)
-                at += rows
-    except (pa.ArrowException, OSError) as e:
-        raise sources.unreadable(part.file, str(e).splitlines()[0]) from None
-
-
-def _group(
-    file: Any, group: int, at: int, mine: list[tuple[int, int]], columns: list[str], part: Slice, per_row: float
-) -> Iterator[Batch]:
-    """The rows of one row group that lie in ``mine``; ``at`` is the number of its first row."""
-    import pyarrow as pa
-
-    read = file.iter_batches(BATCH_ROWS * 4, row_groups=[group], columns=columns, use_threads=False)
-    for batch in read:
-        picked = [(a, b) for x, y in mine if (a := max(x, at)) < (b := min(y, at + batch.num_rows))]
-        for first in range(0, len(picked), BATCH_ROWS):
-            some = picked[first : first + BATCH_ROWS]
-            table = pa.Table.from_batches([batch.slice(a - at, b - a) for a, b in some], batch.schema)
-            numbers = [n + 1 for a, b in some for n in range(a, b)]
-            for low in range(0, len(numbers), BATCH_ROWS):
-                rows = (
-                    table.slice(low, BATCH_ROWS).to_pylist()
-                    if columns
-                    else [{} for _ in numbers[low : low + BATCH_ROWS]]
-                )
-                yield Batch(part.file.path, rows, numbers[low : low + BATCH_ROWS], "row", [], int(len(rows) * per_row))
-        at += batch.num_rows

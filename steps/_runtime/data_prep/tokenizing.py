@@ -17,7 +17,7 @@ from _runtime.data_prep.tokenizers_ import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_AT_ONCE = 1 << 20  # bytes: what the library makes of a text takes tens of times its size
+_AT_ONCE = 32 << 10  # bytes per thread: what the library makes of a text is many times as large, and best kept in cache
 
 
 @lru_cache(maxsize=1)
@@ -101,6 +101,7 @@ def _parts(batch: rows.Batch, job: Job) -> Iterator[tuple[list[int], list[str], 
     from xxhash import xxh3_64_intdigest
 
     field, least = job.settings["text_field"], job.settings["min_doc_chars"] or 1
+    most = _AT_ONCE * int(os.environ.get("RAYON_NUM_THREADS") or 1)
     numbers: list[int] = []
     texts: list[str] = []
     digests: list[int] = []
@@ -123,7 +124,7 @@ def _parts(batch: rows.Batch, job: Job) -> Iterator[tuple[list[int], list[str], 
         texts.append(text)
         digests.append(xxh3_64_intdigest(data))
         size += len(data)
-        if size >= _AT_ONCE:
+        if size >= most:
             yield numbers, texts, digests
             numbers, texts, digests, size = [], [], [], 0
     if texts:
