@@ -107,7 +107,7 @@ class Ticks:
         file.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
         file.chmod(0o755)
 
-    def synced(self, seconds: float = 240) -> list[Record]:
+    def synced(self, seconds: float = 300) -> list[Record]:
         """Sync until no submission is open and none is missing in the history; all of them."""
         deadline = time.monotonic() + seconds
         while True:
