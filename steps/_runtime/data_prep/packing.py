@@ -63,7 +63,7 @@ def pack(lengths: Array, capacity: int, algorithm: str, seed: int = 0, stratify:
         order = _shuffled(len(sizes), seed)
         return _bins(order, _first_fit(sizes[order], capacity))
     if algorithm == "first_fit_decreasing":
-        order = _longest_first(np.asarray(lengths, np.int64))  # Nemotron sorts before it cuts
+        order = _longest_first(sizes)
         return _bins(order, _first_fit(sizes[order], capacity))
     keys = _keys(len(sizes), seed)
     mixed = np.argsort(keys, kind="stable")  # which of equal lengths goes where is chance
