@@ -150,8 +150,8 @@ def duration(seconds: float) -> str:
 
 
 def _stated(sight: Sight) -> str:
-    """The state, and whether what has ended still waits for being published."""
-    waits = sight.ended and sight.record.phase in ("submitting", "submitted")
+    """The state, and whether `sync` has something to do for it."""
+    waits = sight.due and sight.record.phase in ("submitting", "submitted")
     return f"{state(sight)} (sync)" if waits else state(sight)
 
 

@@ -237,7 +237,7 @@ def _parameters(settings: Settings) -> dict[str, Any]:
 
 
 def _setup(settings: Settings, job: Submission) -> list[str]:
-    lines = [f'export MASTER_ADDR="${{head_node_ip%% *}}" MASTER_PORT={launch.PORT}']
+    lines = [f'export MASTER_ADDR="${{head_node_ip%% *}}" {_PORT}']
     lines += ["export SLURM_OPEN_MODE=a"]  # a restart must not cut what was read already
     if job.launch == "ray":  # its template takes eight GPUs for granted
         lines += [f"gpus_per_node={job.gpus_per_node}", 'CPUS_PER_WORKER="${SLURM_CPUS_ON_NODE:-$CPUS_PER_WORKER}"']
@@ -256,9 +256,13 @@ def _setup(settings: Settings, job: Submission) -> list[str]:
     return [*lines, *([settings.setup_lines] if settings.setup_lines else [])]
 
 
+#: Where rank 0 listens: jobs that share a node, as small ones may, must not meet there.
+_PORT = "MASTER_PORT=$((10000 + SLURM_JOB_ID % 10000))"
+
 #: Before anything else the job claims its key; at its end it leaves its exit status, and how often it was restarted.
 #: Who lost the claim never touches the marks of who won it.
 _HEAD = """\
+_done=
 _job=@job
 _secrets=@secrets
 if ! ln -s "$SLURM_JOB_ID" "$_job/claim" 2>/dev/null && [ "$(readlink "$_job/claim")" != "$SLURM_JOB_ID" ]; then
@@ -272,6 +276,7 @@ if [ -r "$_job/ended" ] && read -r _code _starts _at <"$_job/ended" && _over "$_
   exit "$_code"
 fi
 _end() {
+  [ "$1$_done" != 0 ] || set -- 143  # a signal ended the script: what bash hands on is the status of the command before
   if _over "$1" "${SLURM_RESTART_COUNT:-0}"; then rm -f "$_secrets"; fi
   echo "$1 ${SLURM_RESTART_COUNT:-0} $(date +%s)" >"$_job/.ended" && mv -f "$_job/.ended" "$_job/ended"
 }
@@ -293,7 +298,7 @@ def _ours(script: str, settings: Settings, job: Submission) -> str:
         assert _RAY_TRAP in script and _RAY_ENV.search(script), "NeMo-Run's Ray script is not the one known here"
         script = _RAY_ENV.sub("", script)
         script = script.replace(_RAY_TRAP, "trap '_code=$?; cleanup_cluster_info; _end $_code' EXIT")
-    return script
+    return f"{script.rstrip()}\n_done=1\n"
 
 
 def _build(settings: Settings, job: Submission) -> Sequence[str]:

@@ -36,6 +36,11 @@ class Sight:
         """The job is known to have ended."""
         return not self.problem and self.status is not None and self.status.state.final
 
+    @property
+    def due(self) -> bool:
+        """The submission can be closed: its job has ended, or can never start."""
+        return self.ended or (not self.problem and self.status is not None and self.status.hopeless)
+
 
 def target_of(project: Project, record: Record) -> Target:
     """The target of a submission, as it was when it was submitted.
@@ -126,7 +131,7 @@ def located(project: Project, record: Record) -> Record:
 
 
 def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
-    """The submissions that have ended, that nobody watches, and whose end is not in Dagster's history yet.
+    """The submissions that nobody watches, that have ended or can never start, and that Dagster's history lacks.
 
     A job that its scheduler lost before it began is submitted again on the way. ``note`` is told of that, and what
     could not be looked at, once per reason. Cheap where nothing is open.
@@ -150,7 +155,7 @@ def unpublished(project: Project, note: Callable[[str], None]) -> list[Sight]:
         left = book.get(key) if key not in known else None
         if left is not None and left.phase == "published" and book.orphaned(key):
             sights.append(Sight(left, left.status))
-    return [s for s in sights if s.ended or s.record.phase == "published"]
+    return [s for s in sights if s.due or s.record.phase == "published"]
 
 
 def _submitted_again(project: Project, sight: Sight, note: Callable[[str], None]) -> Sight:

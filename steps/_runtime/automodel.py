@@ -218,5 +218,6 @@ def _finish(
         base_model="untrained tiny_llama" if scratch else model,
         resumed_from=resumed_from,
         seed=cfg.get("seed"),
+        processes=trainer.dist_env.world_size,
         **hf_checkpoint.tokenizer_facts(artifact),
     )

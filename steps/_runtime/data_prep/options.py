@@ -17,7 +17,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
 
 
-def bad(message: str, recovery: str = "", name: str = "config_invalid") -> PayloadError:
+def bad(message: str, recovery: str = "Mend that key.", name: str = "config_invalid") -> PayloadError:
     """The error for a configuration value that cannot be meant."""
     return PayloadError(name, message, recovery)
 

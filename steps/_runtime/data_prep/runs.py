@@ -118,7 +118,8 @@ def plan(spec: Spec) -> list[DatasetRun]:
             previous=[p for p, _ in earlier if p.dataset == name] if spec.grow else (),
         )
         if not any(s.slices for s in made.shards):
-            raise PayloadError("empty_input", f"dataset {dataset.name!r}: no file of {dataset.path} holds a row", "")
+            message = f"dataset {dataset.name!r}: no file of {dataset.path} holds a row"
+            raise PayloadError("empty_input", message, "Give files with rows, or take the dataset out of the blend.")
         place = folder / "datasets" / name / made.digest
         about = {**made.to_json(), **spec.about, "config_hash": folder.name}
         shards.write_whole(place / "plan.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")

@@ -6,7 +6,6 @@
 #
 # [tool.runspec.run]
 # launch = "python"
-# cmd = "uv run --extra xenna python {script} --config {config}"
 #
 # [tool.runspec.config]
 # dir = "./config"
@@ -23,10 +22,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
 from _runtime import payload  # noqa: E402
 
+
+def main(cfg: dict[str, Any]) -> None:
+    from _runtime.data_prep.sft import prepare
+
+    prepare(cfg)
+
+
 if __name__ == "__main__":
-    payload.not_built("data_prep/sft_packing")
+    payload.run(main, Path(__file__).parent / "config" / "default.yaml")
