@@ -108,5 +108,5 @@ def test_kill_9_of_the_controller_at_random_instants(ticks: Ticks) -> None:
     phases = check(ticks)
     assert sum(phases.values()) >= kills + _AT_ONCE, "an outage refuses no submission"
     for record in ticks.book.all():
-        told = "Slurm lost it while it ran" in record.error or "time limit" in record.error  # it takes some for running
+        told = "Slurm" in record.error or "time limit" in record.error  # its end was lost, or srun refused
         assert record.phase == "published" or told, record.error
