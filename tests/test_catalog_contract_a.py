@@ -22,7 +22,6 @@ import yaml
 STEPS = Path(__file__).resolve().parents[1] / "steps"
 NEMO = "nvcr.io/nvidia/nemo:26.04"
 RAY = "anyscale/ray:2.49.2-py312"
-UV = "uv run --extra xenna python {script} --config {config}"
 MODELOPT = "/opt/Model-Optimizer/examples/megatron_bridge"
 
 
@@ -107,7 +106,6 @@ TABLE: dict[str, Step] = {
         [Port("packed_parquet", "output_dir")],
         "default tiny",
         image=RAY,
-        cmd=UV,
     ),
     "env/env_toml": Step(
         [], [Port("env_toml", "output_path")], "dgxcloud kubernetes lepton local slurm tiny", default="lepton"
@@ -193,8 +191,8 @@ PARAMETERS = {
     'splits="auto"(auto|ratios) valid_ratio=0.05 test_ratio=0.0 split_seed=42 dedup_across_splits=false '
     'max_rows="null" launch="auto"(auto|processes|ray) workers="null"',
     "data_prep/sft_packing": 'tokenizer="nvidia/NVIDIA-Nemotron-Nano-9B-v2" pack_size=4096 '
-    'algorithm="first_fit_shuffle"(first_fit_decreasing|first_fit_shuffle|concatenative) chat_template="nano3" '
-    "num_shards=128 train_ratio=0.98 valid_ratio=0.01 test_ratio=0.01",
+    'algorithm="first_fit_shuffle"(first_fit_decreasing|first_fit_shuffle|best_fit_decreasing|concatenative) '
+    'chat_template="nano3" num_shards=128 train_ratio=0.98 valid_ratio=0.01 test_ratio=0.01',
     "env/env_toml": 'output_path="env.lepton.toml, env.slurm.toml, or env.dgxcloud.toml from the selected config" '
     "force=false sections",
     "optimize/modelopt/distill": "args.teacher_hf_path args.student_hf_path args.data_paths args.output_dir "
@@ -215,7 +213,7 @@ DIGESTS = {
     "convert/merge_lora/default": "62c151d71743",
     "data_prep/pretrain_prep/default": "28b395658c1a",
     "data_prep/rl_prep/default": "78158c948ea0",
-    "data_prep/sft_packing/default": "c4b0d6912e1a",
+    "data_prep/sft_packing/default": "9e1b9730e23d",
     "env/env_toml/dgxcloud": "3ec4af24a95b",
     "env/env_toml/kubernetes": "44a2a87d9cc5",
     "env/env_toml/lepton": "6fc73de25903",
@@ -232,7 +230,7 @@ DIGESTS = {
 }
 
 IDS = sorted(TABLE)
-READY = {"data_prep/pretrain_prep", "data_prep/rl_prep", "env/env_toml"}
+READY = {"data_prep/pretrain_prep", "data_prep/rl_prep", "data_prep/sft_packing", "env/env_toml"}
 PLANNED = sorted(set(IDS) - READY)
 
 

@@ -262,15 +262,22 @@ _PORT = "MASTER_PORT=$((10000 + SLURM_JOB_ID % 10000))"
 #: Before anything else the job claims its key; at its end it leaves its exit status, and how often it was restarted.
 #: Who lost the claim never touches the marks of who won it.
 _HEAD = """\
+_done=
 _job=@job
 _secrets=@secrets
 if ! ln -s "$SLURM_JOB_ID" "$_job/claim" 2>/dev/null && [ "$(readlink "$_job/claim")" != "$SLURM_JOB_ID" ]; then
   echo "job $(readlink "$_job/claim") does this very work already; job $SLURM_JOB_ID ends without running anything"
   exit 75
 fi
+# with an exit status of its own and no retry left, nothing starts the job again
+_over() { [ "$1" -lt 128 ] && { [ "$1" -eq 0 ] || [ "$2" -ge @retries ]; }; }
+if [ -r "$_job/ended" ] && read -r _code _starts _at <"$_job/ended" && _over "$_code" "$_starts"; then
+  echo "job $SLURM_JOB_ID has ended already with exit code $_code; Slurm missed that, and starts it again for nothing"
+  exit "$_code"
+fi
 _end() {
-  # with an exit status of its own and no retry left, nothing starts the job again
-  if [ "$1" -lt 128 ] && { [ "$1" -eq 0 ] || [ "${SLURM_RESTART_COUNT:-0}" -ge @retries ]; }; then rm -f "$_secrets"; fi
+  [ "$1$_done" != 0 ] || set -- 143  # a signal ended the script: what bash hands on is the status of the command before
+  if _over "$1" "${SLURM_RESTART_COUNT:-0}"; then rm -f "$_secrets"; fi
   echo "$1 ${SLURM_RESTART_COUNT:-0} $(date +%s)" >"$_job/.ended" && mv -f "$_job/.ended" "$_job/ended"
 }
 rm -f "$_job/ended" "$_job/missing"
@@ -291,7 +298,7 @@ def _ours(script: str, settings: Settings, job: Submission) -> str:
         assert _RAY_TRAP in script and _RAY_ENV.search(script), "NeMo-Run's Ray script is not the one known here"
         script = _RAY_ENV.sub("", script)
         script = script.replace(_RAY_TRAP, "trap '_code=$?; cleanup_cluster_info; _end $_code' EXIT")
-    return script
+    return f"{script.rstrip()}\n_done=1\n"
 
 
 def _build(settings: Settings, job: Submission) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 squeue forgets a job some minutes after its end, and accounting may lag behind, be down, or not exist at all. So what
 the jobs' own marks say is taken where Slurm says nothing, and a job is lost only when all have been silent for long.
+A controller that was killed may also believe for minutes that a job runs which ended meanwhile: then the mark is right.
 """
 
 from __future__ import annotations
@@ -60,7 +61,14 @@ over=$(printf '%s\n==\n%s\n' "$queue" "$asked" | awk -F'|' -v ended="$ended" '
   $0 == "==" { asked = 1; next }
   { name[$1] = $2; state[$1] = $3 }')
 printf '%s\n' "$queue" | sed 's/^/Q|/'
-echo "N|$(date +%s)"
+now=$(date +%s)
+echo "N|$now"
+printf '%s\n' "$asked" | while read -r id key dir; do
+  [ -r "$dir/ended" ] && read -r code starts at <"$dir/ended" && [ $((now - at)) -gt "$stale" ] || continue
+  printf '%s\n' "$queue" | awk -F'|' -v id="$id" -v key="$key" '
+    $1 == id && $3 == "RUNNING" { n = split($2, w, "."); if (w[n] == key) found = 1 } END { exit !found }' || continue
+  echo "M|$key||$code $starts $at|$((now - at))||"
+done
 [ -n "$over" ] || exit 0
 gone=$(printf '%s\n' "$over" | cut -d' ' -f1 | paste -sd, -)
 tries=0
@@ -81,7 +89,6 @@ for uid in $(printf '%s\n' "$told" | sed -n 's/.*|CANCELLED by \([0-9][0-9]*\)|.
 done
 finished=$(printf '%s\n' "$told" | awk -F'|' -v ended="$ended" '
   { split($3, s, " "); n = split($2, w, "."); if (index(ended, " " s[1] " ")) printf " %s/%s ", $1, w[n] }')
-now=$(date +%s)
 printf '%s\n' "$over" | while read -r id key dir state; do
   claim= mark= age=-1 said= oom=
   [ -L "$dir/claim" ] && claim=$(readlink "$dir/claim")
@@ -133,7 +140,7 @@ def statuses(transport: Transport, handles: Iterable[JobHandle], lost_after: int
     asked = list(handles)
     if not asked:
         return {}
-    answer = _ask(transport, asked)
+    answer = _ask(transport, asked, lost_after)
     found, moved = {}, []
     for handle in asked:
         claim = answer.marks.get(handle.key, [""] * 6)[1]
@@ -143,9 +150,9 @@ def statuses(transport: Transport, handles: Iterable[JobHandle], lost_after: int
     return found | statuses(transport, moved, lost_after) if moved else found
 
 
-def _ask(transport: Transport, handles: list[JobHandle]) -> _Answer:
+def _ask(transport: Transport, handles: list[JobHandle], stale: int) -> _Answer:
     suffixed = ",".join(f"{name}:|" for name in _QUEUE.split(","))
-    head = f"fields='{suffixed}'\ncolumns='{_ACCOUNT}'\nended=' {' '.join(_ENDED)} '\n"
+    head = f"fields='{suffixed}'\ncolumns='{_ACCOUNT}'\nended=' {' '.join(_ENDED)} '\nstale={stale}\n"
     lines = "".join(f"{h.id or 0} {h.key} {h.directory}\n" for h in handles)
     done = transport.run(head + _SCRIPT, lines.encode(), timeout=120, check=False)
     text = done.err.decode(errors="replace").strip()
@@ -183,6 +190,8 @@ def _status(answer: _Answer, handle: JobHandle, lost_after: int) -> Status:
     told = answer.account.get(handle.id, [])
     told = told if told and told[0][1].endswith(f".{handle.key}") else []
     _, claim, mark, age, oom, said = answer.marks.get(handle.key, ["", "", "", "-1", "", ""])
+    if row is not None and row[2] == "RUNNING" and mark and int(age) > lost_after:
+        return _unknown(claim, mark, int(age), lost_after, False, oom, said)  # only Slurm has missed its end
     if row is not None and row[2] not in _ENDED:
         return _live(row)
     restarts = int(mark.split()[1]) if mark else int(row[4]) if row is not None else 0

@@ -92,7 +92,7 @@ class Cluster:
         assert not missing, f"{', '.join(missing)}: not installed. Run .ci/run, which installs what tests need."
         assert len(str(self.root)) < _SOCKET_LIMIT - 20, f"{self.root}: too long for sockets. Use a shorter --basetemp"
         self.stop()
-        for folder in ("etc", "run", "log", "state", "db", "gpu", "munge", *(f"spool/{n}" for n in NODES)):
+        for folder in ("etc", "run", "log", "state", "db", "tmp", "gpu", "munge", *(f"spool/{n}" for n in NODES)):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         self._configure()
         database = self._begin_database()
@@ -112,7 +112,7 @@ class Cluster:
         processes.end([p for p in map(self._alive, order) if p])
         processes.end([p for p in map(self._alive, ("mariadbd", "munged")) if p])
         processes.end(processes.of_cluster(self.root), grace=2)
-        for folder in ("etc", "run", "state", "db", "gpu", "munge", "spool"):
+        for folder in ("etc", "run", "state", "db", "tmp", "gpu", "munge", "spool"):
             shutil.rmtree(self.root / folder, ignore_errors=True)
 
     def kill_controller(self) -> None:
@@ -291,6 +291,7 @@ class Cluster:
     def _begin_database(self) -> subprocess.Popen[bytes]:
         log = (self.root / "log/mariadb-install").open("wb")
         argv = ["mariadb-install-db", "--no-defaults", f"--user={getpass.getuser()}", f"--datadir={self.root}/db"]
+        argv += [f"--tmpdir={self.root}/tmp"]  # it removes the temporary tables of whoever else is there
         argv += ["--auth-root-authentication-method=normal", "--skip-test-db", "--innodb-flush-log-at-trx-commit=0"]
         with log:
             env = {**os.environ, **self.env}
@@ -303,6 +304,7 @@ class Cluster:
             f"--datadir={self.root}/db",
             f"--port={self._ports['db']}",
             f"--socket={sock}",
+            f"--tmpdir={self.root}/tmp",
             "--skip-name-resolve",
         ]
         options += [f"--pid-file={self._run}/mariadbd.pid", "--bind-address=127.0.0.1", f"--user={getpass.getuser()}"]

@@ -198,7 +198,13 @@ def test_without_accounting_squeue_and_then_the_jobs_own_mark_say_how_it_ended(f
         "segv": (State.FAILED, -11),
         "rank": (State.FAILED, 5),
     }
+    gone = forgetful.submit("gone", "sleep 300")
+    forgetful.until(gone, lambda s: s.state is State.RUNNING)
+    wait_until(lambda: os.path.islink(f"{gone.directory}/claim"), "its script has begun")
+    forgetful.cluster.command("scontrol", "update", f"jobid={gone.id}", "requeue=0")
+    forgetful.cluster.command("scancel", "--full", "--signal=TERM", gone.id)  # its script too, as a requeue does
     assert {k: _end(forgetful.ended(h)) for k, h in handles.items()} == wanted
+    forgetful.ended(gone)
 
     def forgotten() -> bool:
         return not forgetful.cluster.command("squeue", "-h", "-t", "all").strip()
@@ -206,6 +212,7 @@ def test_without_accounting_squeue_and_then_the_jobs_own_mark_say_how_it_ended(f
     wait_until(forgotten, "slurmctld forgets its jobs", 180)
     found = forgetful.target().statuses(handles.values())
     assert {k: _end(s) for k, s in found.items()} == wanted
+    assert forgetful.target().statuses([gone])["gone"].state is State.FAILED, "not for what a signal ended a success"
     assert found["ok"].raw == "FORGOTTEN" and found["ok"].ended
 
 
