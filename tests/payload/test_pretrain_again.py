@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -66,23 +65,6 @@ class Prep:
 @pytest.fixture
 def prep(tmp_path: Path, data_python: str) -> Prep:
     return Prep(tmp_path, data_python, 2000)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_killed_at_any_instant_goes_on_to_the_same_bytes(tmp_path: Path, data_python: str, workers: int) -> None:
-    prep = Prep(tmp_path, data_python, 6_000)
-    started = time.monotonic()
-    prep.run("calm", workers=workers)
-    seconds = time.monotonic() - started
-    calm, seed = prep.content("calm"), random.Random(workers)
-    for attempt in range(2):
-        out = f"out{attempt}"
-        for _ in range(5):
-            with prep.started(out, workers=workers) as process, contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seed.uniform(0.2, 0.8) * seconds)
-        prep.run(out, workers=workers)
-        assert prep.content(out) == calm
-    assert len([name for name in calm if name.endswith(".bin")]) == 12
 
 
 def test_a_run_that_is_told_to_end_keeps_its_shards_and_leaves_no_worker(prep: Prep) -> None:
@@ -152,15 +134,6 @@ def test_here_in_workers_and_on_ray_the_same_bytes_are_made(prep: Prep) -> None:
     prep.run("workers", workers=3)
     prep.run("ray", launch="ray", workers=2)
     assert prep.content("here") == prep.content("workers") == prep.content("ray")
-
-
-def test_files_that_were_added_cost_only_their_own_work(prep: Prep) -> None:
-    first = prep.run("out")
-    prep.more("b", 300)
-    second = prep.run("out")
-    assert second.facts["made_tokens"] == second.facts["tokens"] - first.facts["tokens"] > 0
-    again = prep.run("other", reuse=str(prep.folder / "out"))
-    assert again.facts["made_tokens"] == 0 and again.facts["tokens"] == second.facts["tokens"]
 
 
 def test_an_object_store_and_a_file_url_give_what_the_directory_gives(prep: Prep) -> None:
