@@ -20,7 +20,7 @@ from nemotron_dagster.dagster.adopt import adopted, inputs_of, noted, publish_ad
 from nemotron_dagster.dagster.checks import check_specs, lock_results, publication_results, unpublished_results
 from nemotron_dagster.dagster.handover import Bond
 from nemotron_dagster.dagster.internals import DagsterExecutionInterruptedError
-from nemotron_dagster.dagster.io_managers import failure
+from nemotron_dagster.dagster.io_managers import failure, metadata
 from nemotron_dagster.dagster.live import DagsterReporter, terminal
 from nemotron_dagster.dagster.partitions import one_partition
 from nemotron_dagster.errors import Cancelled, NemotronError, PreflightError
@@ -164,7 +164,8 @@ def _asset(
                 raise failure(error, bond.metadata()) from error
             with bond.recording() as mine:
                 if mine:
-                    yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content), metadata=bond.metadata())
+                    told = {**metadata(ref), **bond.metadata()}  # in this order: the figures first
+                    yield dg.Output(ref, data_version=dg.DataVersion(ref.manifest.content), metadata=told)
                 else:
                     reporter.note(
                         "another run records what this job made; this one adds nothing to the asset's history"

@@ -75,7 +75,8 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
             set_latest(root, context.asset_key.path, partition, ref)
         except ArtifactError as e:
             raise failure(e) from e
-        context.add_output_metadata(metadata(ref))
+        if "dagster/uri" not in (context.output_metadata or {}):
+            context.add_output_metadata(metadata(ref))
 
     def load_input(self, context: dg.InputContext) -> Any:
         given = context.definition_metadata or {}
