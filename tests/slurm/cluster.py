@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,7 +153,11 @@ class Cluster:
         self._kill(f"slurmd.{node}")
         spool = str(self.root / f"log/slurmd.{node}.log")
         steps = [p for p in processes.of_cluster(self.root) if _holds(p, spool)]
-        processes.end([*(d for p in steps for d in processes.descendants(p)), *steps], grace=0)
+        works = [d for p in steps for d in processes.descendants(p)]
+        for p in (*steps, *works):  # those first that would tell the controller how the job ended
+            with suppress(ProcessLookupError):
+                os.kill(p, signal.SIGKILL)
+        processes.end([*steps, *works], grace=0)
         self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
 
     def start_node(self, node: str) -> None:

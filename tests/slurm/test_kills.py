@@ -108,5 +108,6 @@ def test_kill_9_of_the_controller_at_random_instants(ticks: Ticks) -> None:
     phases = check(ticks)
     assert sum(phases.values()) >= kills + _AT_ONCE, "an outage refuses no submission"
     for record in ticks.book.all():
-        told = "Slurm" in record.error or "time limit" in record.error  # its end was lost, or srun refused
+        words = ("Slurm", "time limit", "launch failed")  # its end was lost, or a controller that died midway held it
+        told = any(w in record.error for w in words)
         assert record.phase == "published" or told, record.error
