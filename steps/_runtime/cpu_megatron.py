@@ -58,7 +58,8 @@ def enable(say: Callable[[str], None] = print) -> bool:
     for package, version in WRITTEN_FOR.items():
         _check(package, version)
     cpu_megatron_imports.install()
-    logging.getLogger("megatron.bridge.utils.import_utils").setLevel(logging.ERROR)  # shows tracebacks of what it lacks
+    # It shows a traceback for each name of Transformer Engine that it does without.
+    logging.getLogger("megatron.bridge.utils.import_utils").addFilter(lambda record: False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*(Apex|Transformer Engine|transformer-engine|modelopt).*")
         _adapt_megatron()

@@ -69,8 +69,10 @@ def template_text(tokenizer: Any) -> str | None:
 
 
 def tokenizer_facts(directory: Path) -> dict[str, str | None]:
-    """What identifies the tokenizer of a checkpoint: digests of its tokenizer.json and of its chat template."""
-    template = template_text(load_tokenizer(str(directory), "tokenizer"))
+    """What identifies the tokenizer in a directory: digests of its tokenizer.json and of its chat template."""
+    from transformers import AutoTokenizer
+
+    template = template_text(AutoTokenizer.from_pretrained(directory))
     file = directory / "tokenizer.json"
     return {
         "tokenizer_sha256": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None,
