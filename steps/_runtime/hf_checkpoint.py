@@ -107,19 +107,42 @@ def problem(directory: Path) -> str | None:
 
 def merge_adapter(base: str, adapter: Path, target: Path, trust_remote_code: bool = False) -> None:
     """Add a LoRA adapter to its base model and write the whole as ``target``, which appears only when complete."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
-    targets = json.loads((adapter / "adapter_config.json").read_text()).get("target_modules") or []
-    if getattr(model.config, "tie_word_embeddings", False) and any("lm_head" in name for name in targets):
-        _untie(model)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged, tokenizer = merged_model(base, adapter, trust_remote_code)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     merged.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     put(partial, target)
+
+
+def merged_model(
+    base: str, adapter: Path, trust_remote_code: bool = False, dtype: Any = "auto", device_map: Any = None
+) -> tuple[Any, Any]:
+    """A LoRA adapter added to its base model; and the tokenizer of the adapter, or of the base where it has none.
+
+    Args:
+        dtype: what the base is loaded as and the result is in; ``auto`` is the base's own. What is added is computed in
+            float32 and rounded once.
+
+    Raises:
+        PayloadError: the sum holds a NaN or an infinity.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"device_map": device_map} if device_map else {}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=trust_remote_code, **where)
+    targets = json.loads((adapter / "adapter_config.json").read_text()).get("target_modules") or []
+    if getattr(model.config, "tie_word_embeddings", False) and any("lm_head" in name for name in targets):
+        _untie(model)
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    except ValueError as e:
+        if "NaN" not in str(e):
+            raise
+        raise PayloadError("adapter_invalid", f"{adapter}: {e}", "Use an earlier save of the adapter.") from None
+    own = any((adapter / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
+    return merged, AutoTokenizer.from_pretrained(adapter if own else base, trust_remote_code=trust_remote_code)
 
 
 def put(partial: Path, target: Path) -> None:

@@ -184,32 +184,34 @@ def hf_model(name: str) -> Iterator[tuple[str, str]]:
         yield made, TINY
 
 
-def check_source(source: str, key: str) -> None:
+def check_source(source: str, key: str, name: str = "source_not_clean_hf_checkpoint") -> None:
     """Refuse a local directory that is not a whole Hugging Face model.
 
     Raises:
-        PayloadError: what is wrong with it.
+        PayloadError: called ``name``; what is wrong with it.
     """
     try:
         hf_checkpoint.check_base(source, key)
     except PayloadError as e:
-        raise PayloadError("source_not_clean_hf_checkpoint", e.message, e.recovery) from None
+        raise PayloadError(name, e.message, e.recovery) from None
     if hf_checkpoint.is_local(source) and (wrong := hf_checkpoint.problem(Path(source).expanduser())):
-        raise PayloadError("source_not_clean_hf_checkpoint", f"{key}: {wrong}", hf_checkpoint.GIVE_MODEL)
+        raise PayloadError(name, f"{key}: {wrong}", hf_checkpoint.GIVE_MODEL)
 
 
-def refuse_overlap(target: Path, target_key: str, source: str, source_key: str) -> None:
+def refuse_overlap(
+    target: Path, target_key: str, source: str, source_key: str, name: str = "output_path_overlaps_source"
+) -> None:
     """Refuse to write into what is read, or around it.
 
     Raises:
-        PayloadError: naming both keys.
+        PayloadError: called ``name``, naming both keys.
     """
     if not hf_checkpoint.is_local(source):
         return
     mine, theirs = target.resolve(), Path(source).expanduser().resolve()
     if mine == theirs or mine in theirs.parents or theirs in mine.parents:
         raise PayloadError(
-            "output_path_overlaps_source",
+            name,
             f"{target_key}={target} overlaps {source_key}={source}",
             f"Choose a {target_key} that is neither that directory nor above or below it.",
         )
@@ -272,13 +274,15 @@ def _dtype(cfg: dict[str, Any]) -> str | None:
     value = cfg.get("torch_dtype") or cfg.get("dtype")
     if value is not None and value not in DTYPES:
         raise PayloadError(
-            "config_invalid", f"torch_dtype={value}: none of {', '.join(DTYPES)}", "Choose one, or null for the source's."
+            "config_invalid",
+            f"torch_dtype={value}: none of {', '.join(DTYPES)}",
+            "Choose one, or null for the source's.",
         )
     return value
 
 
 def _own_dtype(source: str, trust: bool) -> str:
-    """The number format that most of a model's weights have, as its files say, or its config where it is no directory."""
+    """The number format of most weights, as a directory's files say, or the config of a model on the Hub."""
     from transformers import AutoConfig
 
     if Path(source).is_dir():
@@ -309,4 +313,3 @@ def _clear(target: Path) -> None:
     """Forget what a killed import left in its directory."""
     shutil.rmtree(target / "iter_0000000", ignore_errors=True)
     (target / megatron_checkpoint.TRACKER).unlink(missing_ok=True)
-

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
-from _runtime import payload  # noqa: E402
+from _runtime import merge_lora, payload  # noqa: E402
 
 if __name__ == "__main__":
-    payload.not_built("convert/merge_lora")
+    payload.run(merge_lora.run, Path(__file__).parent / "config" / "default.yaml")
