@@ -84,7 +84,7 @@ TABLE: dict[str, Step] = {
             Port("checkpoint_hf", "output_hf_path"),
             Port("checkpoint_megatron", "output_megatron_path", required=False),
         ],
-        "default",
+        "default tiny",
         "python",
         8,
         "nvcr.io/nvidia/nemo:25.11.nemotron_3_nano",
@@ -151,10 +151,17 @@ ERRORS = {
     "byob/mcq": "missing_byob_source_documents unsupported_hf_dataset mcq_schema_mismatch "
     "new_family_keeps_mcq_assumptions resume_cache_missing translation_row_count_drift",
     "convert/hf_to_megatron": "source_not_clean_hf_checkpoint output_path_overlaps_source "
-    "unsupported_or_custom_architecture",
+    "unsupported_or_custom_architecture model_invalid conversion_script_missing parallel_sizes_mismatch "
+    "cpu_model_too_large cpu_unsupported disk_full oom",
     "convert/megatron_to_hf": "bad_megatron_checkpoint_path missing_hf_config_or_tokenizer "
-    "incomplete_or_async_checkpoint",
-    "convert/merge_lora": "base_model_mismatch adapter_not_validated output_path_overlaps_inputs",
+    "incomplete_or_async_checkpoint output_path_overlaps_source unsupported_or_custom_architecture model_invalid "
+    "conversion_script_missing parallel_sizes_mismatch cpu_model_too_large cpu_unsupported disk_full "
+    "oom",
+    "convert/merge_lora": "base_model_mismatch adapter_not_validated output_path_overlaps_inputs base_model_missing "
+    "adapter_missing adapter_ambiguous adapter_invalid vocabulary_mismatch backend_mismatch "
+    "merge_script_missing bad_megatron_checkpoint_path incomplete_or_async_checkpoint "
+    "missing_hf_config_or_tokenizer unsupported_or_custom_architecture model_invalid "
+    "cpu_model_too_large cpu_unsupported disk_full oom",
     "data_prep/pretrain_prep": "tokenizer_mismatch missing_or_invalid_blend split_leakage_or_empty_validation "
     "empty_or_overlong_documents",
     "data_prep/rl_prep": "missing_or_invalid_blend invalid_dpo_preference_schema missing_rlvr_verifier_fields "
@@ -230,7 +237,10 @@ DIGESTS = {
 }
 
 IDS = sorted(TABLE)
-READY = {"data_prep/pretrain_prep", "data_prep/rl_prep", "data_prep/sft_packing", "env/env_toml"}
+READY = {
+    *("convert/hf_to_megatron", "convert/megatron_to_hf", "convert/merge_lora"),
+    *("data_prep/pretrain_prep", "data_prep/rl_prep", "data_prep/sft_packing", "env/env_toml"),
+}
 PLANNED = sorted(set(IDS) - READY)
 
 

@@ -40,6 +40,12 @@ def replace_process(direction: str, cfg: Mapping[str, Any], hf_model: str, megat
         PayloadError: the script is not there, or the processes do not divide into the parallel sizes.
     """
     script = script_path(cfg)
+    if hf_model == "tiny_llama":
+        raise PayloadError(
+            "config_invalid",
+            "distributed=true: tiny_llama is made and converted in one process",
+            "Set distributed=false.",
+        )
     if not Path(script).is_file():
         raise PayloadError(
             "conversion_script_missing",
@@ -64,7 +70,8 @@ def command(direction: str, cfg: Mapping[str, Any], hf_model: str, megatron_path
     if not _in_torchrun():
         torchrun = _section(cfg, "torchrun")
         where = [f"--{key}={value}" for key in _TORCHRUN if (value := torchrun.get(key, cfg.get(key))) is not None]
-        words = ["torchrun", f"--nproc_per_node={_processes(cfg)}", *where, "--no-python", *words]
+        torchrun_words = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={_processes(cfg)}"]
+        words = [*torchrun_words, *where, script_path(cfg)]
     words += [direction, "--hf-model", hf_model, "--megatron-path", megatron_path]
     if direction == "export":
         words += ["--hf-path", str(cfg["hf_path"])]
