@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from _runtime import convert_script, cpu, hf_checkpoint, megatron_checkpoint, payload
+from _runtime.conversion_inputs import TINY, base_model, check_source, hf_model, refuse_overlap, required, writing
 from _runtime.convert_script import truth
 from _runtime.payload import PayloadError
 
-#: Stands for an untrained model of half a million parameters, wherever a model or checkpoint is named.
-TINY = "tiny_llama"
 DTYPES = ("bfloat16", "float16", "float32")
-_NEEDS = "Give the model that training started from, or one with the same config and tokenizer."
 
 
 def hf_to_megatron(cfg: dict[str, Any]) -> None:
@@ -40,7 +37,7 @@ def hf_to_megatron(cfg: dict[str, Any]) -> None:
         convert_script.replace_process("import", cfg, source, str(target))
     if convert_script.is_idle():
         return
-    with hf_model(source) as (path, name):
+    with writing(target), hf_model(source) as (path, name):
         done = import_model(
             path, target, name, dtype, truth(cfg.get("trust_remote_code", True)), cfg.get("device_map") or None
         )
@@ -55,7 +52,7 @@ def megatron_to_hf(cfg: dict[str, Any]) -> None:
     """
     given, target = required(cfg, "megatron_path"), Path(required(cfg, "hf_path")).absolute()
     trust = truth(cfg.get("trust_remote_code", True))
-    with tempfile.TemporaryDirectory(prefix="megatron-") as scratch:
+    with writing(target), tempfile.TemporaryDirectory(prefix="megatron-") as scratch:
         if given == TINY:
             with hf_model(TINY) as (path, name):
                 import_model(path, Path(scratch), name, None, trust)
@@ -139,84 +136,6 @@ def finish(target: Path, base: str, iteration: Path) -> dict[str, Any]:
     }
 
 
-def base_model(iteration: Path, given: Any) -> str:
-    """The Hugging Face model that describes an iteration: the one given, else the one that it records.
-
-    Raises:
-        PayloadError: neither is there, or it has no config and tokenizer.
-    """
-    recorded = megatron_checkpoint.base_of(megatron_checkpoint.run_config(iteration))
-    if given and recorded and given != recorded:
-        print(f"hf_model_id={given}: the checkpoint records {recorded}", flush=True)
-    if not given and recorded:
-        print(f"hf_model_id: {recorded}, as run_config.yaml of the checkpoint records", flush=True)
-    base = str(given or recorded or "")
-    if not base:
-        raise PayloadError(
-            "missing_hf_config_or_tokenizer",
-            f"hf_model_id is not set, and {iteration / 'run_config.yaml'} names no model",
-            _NEEDS,
-        )
-    if base != TINY and hf_checkpoint.is_local(base):
-        path = Path(base).expanduser()
-        for name in ("config.json", "tokenizer_config.json"):
-            if not (path / name).is_file():
-                raise PayloadError("missing_hf_config_or_tokenizer", f"hf_model_id={base}: has no {name}", _NEEDS)
-        return str(path.absolute())
-    return base
-
-
-@contextmanager
-def hf_model(name: str) -> Iterator[tuple[str, str]]:
-    """A model's directory or id, and its name; ``tiny_llama`` is made, and removed afterwards."""
-    if name != TINY:
-        local = hf_checkpoint.is_local(name)
-        path = str(Path(name).expanduser().absolute()) if local else name
-        if local:
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        yield path, path
-        return
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from _runtime import tiny_model
-
-    with tempfile.TemporaryDirectory(prefix="tiny-llama-") as made:
-        tiny_model.save(made)
-        yield made, TINY
-
-
-def check_source(source: str, key: str, name: str = "source_not_clean_hf_checkpoint") -> None:
-    """Refuse a local directory that is not a whole Hugging Face model.
-
-    Raises:
-        PayloadError: called ``name``; what is wrong with it.
-    """
-    try:
-        hf_checkpoint.check_base(source, key)
-    except PayloadError as e:
-        raise PayloadError(name, e.message, e.recovery) from None
-    if hf_checkpoint.is_local(source) and (wrong := hf_checkpoint.problem(Path(source).expanduser())):
-        raise PayloadError(name, f"{key}: {wrong}", hf_checkpoint.GIVE_MODEL)
-
-
-def refuse_overlap(
-    target: Path, target_key: str, source: str, source_key: str, name: str = "output_path_overlaps_source"
-) -> None:
-    """Refuse to write into what is read, or around it.
-
-    Raises:
-        PayloadError: called ``name``, naming both keys.
-    """
-    if not hf_checkpoint.is_local(source):
-        return
-    mine, theirs = target.resolve(), Path(source).expanduser().resolve()
-    if mine == theirs or mine in theirs.parents or theirs in mine.parents:
-        raise PayloadError(
-            name,
-            f"{target_key}={target} overlaps {source_key}={source}",
-            f"Choose a {target_key} that is neither that directory nor above or below it.",
-        )
-
-
 def prepare(model: str, trust: bool, key: str) -> None:
     """Refuse a model that cannot be converted here; switch the CPU compatibility on where there is no CUDA.
 
@@ -256,18 +175,6 @@ def one_process() -> Iterator[None]:
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-
-
-def required(cfg: dict[str, Any], key: str) -> str:
-    """A path or name that must be set.
-
-    Raises:
-        PayloadError: it is not.
-    """
-    value = cfg.get(key)
-    if not isinstance(value, str) or value in ("", "???"):
-        raise PayloadError("config_invalid", f"{key} is not set", f"Give {key}=...; README.md says what it is.")
-    return value
 
 
 def _dtype(cfg: dict[str, Any]) -> str | None:

@@ -7,23 +7,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from _runtime import megatron_checkpoint, payload
+from _runtime.conversion_inputs import TINY, base_model, hf_model, refuse_overlap, required, writing
 from _runtime.convert_script import truth
-from _runtime.megatron_convert import (
-    TINY,
-    base_model,
-    export_model,
-    finish,
-    hf_model,
-    import_model,
-    one_process,
-    prepare,
-    refuse_overlap,
-    required,
-)
+from _runtime.megatron_convert import export_model, finish, import_model, one_process, prepare
 from _runtime.payload import PayloadError
 
 _FIX = "Give base_megatron_path, the checkpoint that the adapter was trained on."
@@ -137,8 +128,12 @@ def _in_process(
     for path, key in ((base, "base_megatron_path"), (adapter, "lora_checkpoint")):
         if path is not None:
             megatron_checkpoint.check_shards(path, key)
-    with tempfile.TemporaryDirectory(prefix="merged-") as scratch, hf_model(hf) as (source, name):
-        target = outputs.get("output_hf_path", Path(scratch))
+    with ExitStack() as held:
+        target = outputs.get("output_hf_path") or Path(
+            held.enter_context(tempfile.TemporaryDirectory(prefix="merged-"))
+        )
+        held.enter_context(writing(target))
+        source, name = held.enter_context(hf_model(hf))
         prepare(source, trust, "hf_model_id")
         from megatron.bridge import AutoBridge
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from _runtime import cpu, hf_checkpoint, lora_adapter, megatron_checkpoint, payload
+from _runtime.conversion_inputs import TINY, check_source, hf_model, refuse_overlap, required, writing
 from _runtime.convert_script import truth
-from _runtime.megatron_convert import DTYPES, TINY, check_source, hf_model, refuse_overlap, required
+from _runtime.megatron_convert import DTYPES
 from _runtime.payload import PayloadError
 
 #: Stands for an adapter of tiny_llama, made on the spot.
@@ -69,7 +70,7 @@ def hf_peft(cfg: dict[str, Any]) -> None:
             raise PayloadError(
                 "config_invalid", f"{key}=false: a checkpoint is safetensors and a tokenizer", f"Set {key}=true."
             )
-    with _inputs(cfg, trust) as (base, adapter):
+    with writing(target), _inputs(cfg, trust) as (base, adapter):
         for source, key in ((base, "base_hf_path"), (str(adapter), "lora_checkpoint")):
             refuse_overlap(target, "output_hf_path", source, key, "output_path_overlaps_inputs")
         lora_adapter.check_fit(adapter, base)

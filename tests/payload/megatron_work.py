@@ -78,28 +78,50 @@ def roundtrip(name: str, folder: str) -> Any:
     return [same(source, back), answer(source) == answer(back), facts["dtype"], config.get("dtype")]
 
 
-def split(name: str, folder: str) -> Any:
-    """Below torchrun: a Megatron checkpoint of a model that is cut over all ranks."""
+def conversions(folder: str) -> Any:
+    """Of three architectures what ``roundtrip`` returns, and what is told of two that cannot be converted."""
+    import transformers
+    from _runtime.payload import PayloadError
+
+    report: dict[str, Any] = {n: roundtrip(n, str(Path(folder, n))) for n in ("Llama", "Qwen3", "Qwen3Moe")}
+    words = tiny_model.build_tokenizer()
+    sizes = {"vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    hybrid = {"intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 16, "layers_block_type": ["mamba"]}
+    hybrid |= {"mamba_num_heads": 2, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 8}
+    for name, more in (("GPT2", {}), ("NemotronH", hybrid)):
+        source, out = Path(folder, name), Path(folder, name, "megatron")
+        config = getattr(transformers, f"{name}Config")(**{**sizes, **more})
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
+        words.save_pretrained(source)
+        try:
+            megatron_convert.import_model(str(source), out, str(source), None, False)
+        except PayloadError as e:
+            report[name] = [e.name, e.message, (out / "iter_0000000").exists()]
+    return report
+
+
+def split(name: str, folder: str, number: str) -> None:
+    """As rank ``number`` of two: a Megatron checkpoint of a model that is cut over both."""
     cpu_megatron.enable()
     import torch
     from megatron.bridge import AutoBridge
 
-    rank, world = int(sys.argv[-1]), 2
     source = str(Path(folder, "source"))
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=world)
-    if rank == 0:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=int(number), world_size=2)
+    if number == "0":
         make(name, source)
     torch.distributed.barrier()
     bridge = AutoBridge.from_hf_pretrained(source)
     provider = bridge.to_megatron_provider()
-    provider.tensor_model_parallel_size = world
+    provider.tensor_model_parallel_size = 2
     provider.finalize()
     provider.initialize_model_parallel(seed=0)
     model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
     bridge.save_megatron_model(model, str(Path(folder, "megatron")), hf_tokenizer_path=source)
+    shape = list(model[0].embedding.word_embeddings.weight.shape)
+    Path(folder, f"shape-{number}.json").write_text(json.dumps(shape))  # stdout is shared with the library's threads
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    return [list(model[0].embedding.word_embeddings.weight.shape)]
 
 
 def adapter(folder: str) -> Any:
@@ -156,6 +178,15 @@ def compare_megatron_merge(folder: str) -> Any:
     return [float((one - both).abs().max()), float((one - plain).abs().max()), same(merged, again)]
 
 
+def merges(folder: str) -> Any:
+    """What ``compare_peft_merge`` and ``misfits`` return."""
+    parts = {name: str(Path(folder, name)) for name in ("float32", "bfloat16", "misfits")}
+    for part in parts.values():
+        Path(part).mkdir()
+    report = {name: compare_peft_merge(parts[name], name) for name in ("float32", "bfloat16")}
+    return {**report, "misfits": misfits(parts["misfits"])}
+
+
 def compare_peft_merge(folder: str, dtype: str) -> Any:
     """The same for a merge through PEFT, of an adapter that is made here."""
     import torch
@@ -209,6 +240,4 @@ def misfits(folder: str) -> Any:
 
 
 if __name__ == "__main__":
-    task = sys.argv[1]
-    arguments = sys.argv[2:-1] if task == "split" else sys.argv[2:]
-    print(json.dumps(globals()[task](*arguments)))
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))

