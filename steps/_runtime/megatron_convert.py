@@ -162,9 +162,10 @@ def prepare(model: str, trust: bool, key: str) -> None:
 
 @contextmanager
 def one_process() -> Iterator[None]:
-    """What Megatron needs of torch.distributed, without a port that another process could have."""
+    """What Megatron needs of torch.distributed, without a port that another process could have; nothing stays."""
     import torch.distributed as dist
     from megatron.core import parallel_state
+    from megatron.core.rerun_state_machine import destroy_rerun_state_machine
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -173,6 +174,7 @@ def one_process() -> Iterator[None]:
         model_parallel_cuda_manual_seed(0)
         yield
     finally:
+        destroy_rerun_state_machine()  # saving a checkpoint makes one, and training after it would not start
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 

@@ -149,7 +149,8 @@ def test_recorded_base_counts_from_the_adapter_and_another_is_refused(tmp_path: 
         ({"backend": "peft"}, {}, "config_invalid", "backend=peft"),
         ({"torch_dtype": "int8"}, {}, "config_invalid", "torch_dtype=int8"),
         ({"lora_checkpoint": "{}/none"}, {}, "adapter_missing", "none: no such directory"),
-        ({"lora_checkpoint": "{}"}, {"adapter_config.json": CONFIG}, "adapter_missing", "no adapter_config.json with"),
+        ({"lora_checkpoint": "{}"}, {"notes.txt": ""}, "adapter_missing", "no adapter_config.json with"),
+        ({"lora_checkpoint": "{}"}, {"adapter_config.json": CONFIG}, "adapter_invalid", "adapter_model.safetensors"),
         ({"base_hf_path": "{}"}, {}, "base_model_mismatch", "tiny_lora is an adapter of tiny_llama"),
         (
             {"lora_checkpoint": "{}"},
