@@ -73,7 +73,8 @@ def prepare(cfg: dict[str, Any], output: Path) -> dict[str, int]:
             settings.pop("split", None)  # every split has shards of its own
         else:
             settings["paths"] = _flat(splits)
-        settings.setdefault("index_mapping_dir", str(output / "index_mapping" / section))
+        if not settings.get("index_mapping_dir"):  # AutoModel's own default is beside the input
+            settings["index_mapping_dir"] = str(output / "index_mapping" / section)
         if section == "dataset":
             shards = splits[wanted] if isinstance(splits, dict) else splits
             facts = {"shards": len(shards), "tokens": sum(_tokens(s.prefix) for s in shards)}
