@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +122,19 @@ def parse(cfg: dict[str, Any]) -> Any:
     except ImportError:
         return node  # releases before 0.7 check as they go
     typed = RecipeConfig(node)
-    for name in TYPED:
+    readers: dict[str, Callable[[], object]] = {name: partial(getattr, typed, name) for name in TYPED}
+    readers["distributed"] = lambda: parse_distributed_section(node.distributed.to_dict())
+    if cfg.get("peft"):
+        readers["peft"] = node.peft.instantiate
+    for name, read in readers.items():
         try:
-            getattr(typed, name)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a traceback, then raises
+                read()
         except (TypeError, ValueError, AttributeError, ImportError, KeyError) as e:
             error = "unsupported_scheduler_kwargs" if name == "lr_scheduler" else "config_invalid"
             raise PayloadError(
                 error, f"{name}: AutoModel does not take it: {_words(e)}", f"Mend or remove that key of {name}."
             ) from None
-    try:
-        parse_distributed_section(node.distributed.to_dict())
-    except (TypeError, ValueError, AttributeError) as e:
-        raise PayloadError(
-            "config_invalid", f"distributed: AutoModel does not take it: {_words(e)}", "Mend or remove that key."
-        ) from None
     return node
 
 
