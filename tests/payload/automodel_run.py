@@ -51,7 +51,7 @@ class Run:
 
     def refused(self, **environment: str) -> dict[str, Any]:
         """Run it to the error that a person can mend; returns that."""
-        status = self.start(**environment).wait(timeout=300)
+        status = self.start(**environment).wait(timeout=600)
         assert status == BAD_INPUT, self.log()[-4000:]
         assert "Traceback" not in self.log()
         [error] = self.messages("error")
@@ -61,7 +61,7 @@ class Run:
     def kill_when(self, moment: Callable[[Run], bool]) -> None:
         """Start it, and kill it at that moment."""
         process = self.start()
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not moment(self):
             assert process.poll() is None and time.monotonic() < deadline, self.log()[-3000:]
             time.sleep(0.001)
@@ -98,7 +98,7 @@ def python(code: str, *arguments: object) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -91,11 +91,6 @@ def test_without_a_peft_section_nothing_is_trained(tmp_path: Path) -> None:
     assert error["name"] == "config_invalid" and "peft=None: must be lora or a mapping" in error["message"]
 
 
-def test_unknown_key_of_the_peft_section_is_named(tmp_path: Path) -> None:
-    error = Lora(tmp_path, {"peft.rank": 8}).refused()
-    assert error["name"] == "config_invalid" and "rank" in error["message"]
-
-
 def test_bundled_rows_are_the_first_of_sft_automodel() -> None:
     ours, theirs = ((STEPS / s / "automodel/data/tiny.jsonl").read_text().splitlines() for s in ("peft", "sft"))
     assert ours == theirs[: len(ours)] and len(ours) == 240
