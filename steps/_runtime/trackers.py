@@ -5,7 +5,7 @@ Each has a section in the config and is off without one. AutoModel drives the fi
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,25 @@ def check(cfg: dict[str, Any]) -> None:
     for section, package in PACKAGES.items():
         if not cfg.get(section):
             cfg.pop(section, None)
-        elif importlib.util.find_spec(package) is None:
-            raise PayloadError(
-                "tracker_missing",
-                f"{section} is on in the config, and the package {package} is not in this environment",
-                f"Run where {package} is installed (pip install {package}), or set {section}=null.",
-            )
+        else:
+            _import(package, section)
     if "wandb" in cfg and not _can_log_in(cfg["wandb"]):
         raise PayloadError(
             "tracker_missing",
             "wandb is on in the config, and there is no login: neither WANDB_API_KEY nor ~/.netrc is there",
             "Set WANDB_API_KEY, or WANDB_MODE=offline to keep the run here, or wandb=null.",
         )
+
+
+def _import(package: str, section: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError as e:  # also of what the package itself needs
+        raise PayloadError(
+            "tracker_missing",
+            f"{section} is on in the config, and the package {package} is not in this environment ({e})",
+            f"Run where {package} is installed (pip install {package}), or set {section}=null.",
+        ) from None
 
 
 def _can_log_in(wandb: dict[str, Any]) -> bool:
