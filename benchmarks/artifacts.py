@@ -5,7 +5,7 @@
 Prints GB (or million tokens) per second of wall-clock time, best of three, and per second of processor time, all
 processes and their start together, and the latter as a share of the reference above it. The machine's other work counts
 against all of them, and the rounds of a reference and of what is measured alternate: compare lines of one run only.
-``--megatron`` times megatron-core's builder too, in the payload environment ``train`` with the tests' own copy of it.
+``--megatron`` times megatron-core's builder too, in the payload environment ``train``.
 """
 
 from __future__ import annotations
@@ -196,12 +196,12 @@ def megatron(tokens: Any, length: int) -> Iterator[Callable[[Path], tuple[float,
     """What writes the tokens with megatron-core's builder, in its own process, and returns the seconds it took."""
     here = Path(__file__).resolve().parent
     sys.path.append(str(here.parent / "tests/payload"))
-    from interpreters import extra_packages, payload_python
+    from interpreters import STEPS, payload_python
 
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/tokens.npy", tokens)
         command = [payload_python("train"), "-W", "ignore", here / "megatron_builder.py", f"{folder}/tokens.npy"]
-        env = os.environ | {"PYTHONPATH": str(extra_packages())}
+        env = os.environ | {"PYTHONPATH": str(STEPS)}
         pipe = subprocess.PIPE
         with subprocess.Popen([*command, str(length)], stdin=pipe, stdout=pipe, text=True, env=env) as process:
             assert process.stdin and process.stdout

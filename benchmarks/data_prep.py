@@ -6,7 +6,7 @@
 tokenizer's own calls on texts in memory. ``tiny``: processor time of each step's tiny, beside ``import dagster``.
 ``growth``: seconds and memory of the largest process while the input grows. Rounds alternate; the least of each counts.
 The machine's other work counts against wall-clock times, so compare those of one run only, and trust processor times.
-``--megatron`` adds Megatron's way of preprocessing (environment ``train``, with the tests' copy of megatron-core).
+``--megatron`` adds Megatron's way of preprocessing (environment ``train``).
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ROOT / "steps"
 LIMIT = Path(__file__).with_name("tokenizer_limit.py")
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/payload")]
-from interpreters import extra_packages, payload_python  # noqa: E402
+from interpreters import STEPS, payload_python  # noqa: E402
 
 TINY = ("data_prep/pretrain_prep", "data_prep/sft_packing", "data_prep/rl_prep")
 
@@ -101,7 +100,7 @@ def pretrain(folder: Path, given: argparse.Namespace) -> None:
         "pretrain_prep, two processes": lambda: ours(2),
     }
     if given.megatron:
-        extra = {"PYTHONPATH": str(extra_packages()), "OMP_NUM_THREADS": "1"}
+        extra = {"PYTHONPATH": str(STEPS), "OMP_NUM_THREADS": "1"}
         works["Megatron's way, pool of two"] = lambda: reference(["megatron", folder, "2"], "train", **extra)
     took = least(given.rounds, works)
     print(f"pretrain_prep: {size:.0f} MB, {tokens / 1e6:.1f} M tokens, 32,000 entries")

@@ -13,7 +13,11 @@ import time
 
 import numpy
 import torch  # noqa: TID253
-from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from _runtime import cpu_megatron_imports
+
+cpu_megatron_imports.install()  # megatron.core imports Triton, which its builder does not need
+
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder  # noqa: E402
 
 
 def main() -> None:

@@ -83,6 +83,9 @@ def encode(line: str) -> list[int]:
 def megatron(folder: Path, workers: int) -> int:
     import numpy
     import torch
+    from _runtime import cpu_megatron_imports
+
+    cpu_megatron_imports.install()  # megatron.core imports Triton, which its builder does not need
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     tokens = 0

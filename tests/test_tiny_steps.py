@@ -18,7 +18,8 @@ def test_tiny_steps_run_from_anywhere_and_feed_each_other(
     for family in ("data", "train", "eval"):
         envs = Path(payload_python(family)).parents[2]
     prepared = ("data_prep/pretrain_prep", "data_prep/sft_packing", "data_prep/rl_prep")
-    for step in (*prepared, "curate/nemo_curator", "sft/automodel", "eval/model_eval"):
+    trained = ("pretrain/automodel", "peft/automodel", "sft/automodel")
+    for step in (*prepared, "curate/nemo_curator", *trained, "eval/model_eval"):
         done = nemotron("steps", "run", step, "-c", "tiny", cwd=elsewhere, NEMOTRON_ENVS=str(envs))
         assert done.returncode == 0, f"{step}:\n{done.stdout[-2000:]}\n{done.stderr}"
     assert not list(elsewhere.iterdir())

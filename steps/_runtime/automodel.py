@@ -1,124 +1,108 @@
 """Runs a NeMo AutoModel recipe from a step's config: checks the input, trains, leaves a whole checkpoint behind.
 
-Layout of ``checkpoint.checkpoint_dir`` afterwards, for full fine-tuning and for LoRA alike:
+Layout of ``checkpoint.checkpoint_dir`` afterwards:
 
-    epoch_E_step_S/model/consolidated/   the Hugging Face model
+    epoch_E_step_S/model/consolidated/   the Hugging Face model; not where the adapter alone is the output
     epoch_E_step_S/model/                shards, or the adapter
     LATEST -> epoch_E_step_S             relative
     training.jsonl, validation.jsonl     AutoModel's logs of every step
     metrics.parquet                      the same as a table, see metrics.py
+    base/                                the untrained model, where the config names tiny_llama
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
-from _runtime import automodel_state, chat_data, cpu, hf_checkpoint, payload
+from _runtime import (
+    automodel_config,
+    automodel_state,
+    chat_data,
+    cpu,
+    failures,
+    hf_checkpoint,
+    index_helpers,
+    payload,
+    token_shards,
+    trackers,
+)
 from _runtime.payload import PayloadError
 
 MODEL_KEY = "model.pretrained_model_name_or_path"
-CONSOLIDATED = Path("LATEST/model/consolidated")
-LORA = {
-    "_target_": "nemo_automodel.components._peft.lora.PeftConfig",
-    "exclude_modules": ["lm_head"],  # of all linear layers; the output layer often shares the embedding's weights
-    "dim": 16,
-    "alpha": 32,
-    "dropout": 0.0,
-}
+ADAPTER = Path("LATEST/model")
+CONSOLIDATED = ADAPTER / "consolidated"
 
 
-def run(cfg: dict[str, Any], recipe: str) -> None:
+def run(cfg: dict[str, Any], recipe: str, adapter: bool = False) -> None:
     """Train as ``cfg`` says with the recipe class named ``module:Class``; ``_step_recipe`` in the config replaces it.
 
+    ``adapter``: what is made is a LoRA adapter at LATEST/model, not merged into its base.
+
     Raises:
-        PayloadError: input that a person must mend, or a loss that is no number.
+        PayloadError: input that a person must mend, a loss that is no number, a full disk, too little memory.
     """
     recipe = cfg.pop("_step_recipe", None) or recipe
-    output = Path(_section(cfg, "checkpoint").get("checkpoint_dir") or "./checkpoints").absolute()
-    cfg["checkpoint"]["checkpoint_dir"] = str(output)
-    _check_settings(cfg)
-    _go_offline(cfg)
-    count = _use_data(cfg, output)
-    scratch = cfg["model"].get("pretrained_model_name_or_path") == "tiny_llama"
+    output = automodel_config.output_of(cfg)
+    with failures.told(output):
+        _run(cfg, recipe, output, adapter)
+
+
+def _run(cfg: dict[str, Any], recipe: str, output: Path, adapter: bool) -> None:
+    automodel_config.settle(cfg, adapter)
+    automodel_config.go_offline(cfg)
+    on_tokens = token_shards.used_by(cfg)
+    facts: dict[str, Any] = token_shards.prepare(cfg, output) if on_tokens else {"rows": _use_rows(cfg, output)}
+    named = cfg["model"].get("pretrained_model_name_or_path")
     model = _base_model(cfg, output)
     trust = bool(cfg["model"].get("trust_remote_code", False))
-    _check_template(cfg, model, trust)
+    if on_tokens:
+        _use_tokens(cfg, str(named), model, trust)
+    else:
+        _check_template(cfg, model, trust)
 
     on_cpu = cpu.enable()
     if on_cpu:
         cpu.choose_threads(cpu.refuse_large(model, trust))
-        _section(cfg, "dist_env")["backend"] = "gloo"
+        automodel_config.section(cfg, "dist_env")["backend"] = "gloo"
     cls = automodel_state.reporting(_recipe_class(recipe), on_cpu)
-    from nemo_automodel.components.config.loader import ConfigNode
+    if on_tokens:
+        index_helpers.enable()
+        token_shards.drop_schedule(cfg)
+    facts |= {"load_weights": cfg.pop("load_weights", True) is not False}
+    if not facts["load_weights"]:
+        automodel_config.start_from_random_weights(cfg)
+    board, peft = cfg.pop("tensorboard", None), cfg.get("peft")
+    node = automodel_config.parse(cfg)
 
     first = int(os.environ.get("RANK", "0")) == 0
-    if first:
-        automodel_state.clean(output)
-    trainer = cls(ConfigNode(cfg))
+    done = automodel_state.clean(output) if first else None
+    if first and on_tokens:
+        token_shards.drop_torn_indices(cfg)
+    trainer = cls(node)
+    trainer.board = trackers.tensorboard(board, output, done) if first else None
     trainer.setup()
     resumed_from = automodel_state.resumed_from(trainer, output)
     trainer.run_train_validation_loop()
     if trainer.step_scheduler.sigterm_flag and not trainer.saved_last:
         print("stopped by SIGTERM after a checkpoint; the same command continues from it", flush=True)
         raise SystemExit(143)
-    if first:
-        _finish(cfg, output, model, trust, trainer, resumed_from, count, scratch)
-
-
-def _section(cfg: dict[str, Any], name: str) -> dict[str, Any]:
-    value = cfg.setdefault(name, {})
-    if value is None:
-        value = cfg[name] = {}
-    if not isinstance(value, dict):
-        raise PayloadError("config_invalid", f"{name}={value!r}: must be a mapping", f"Write keys below `{name}:`.")
-    return value
-
-
-def _check_settings(cfg: dict[str, Any]) -> None:
-    """Bring settings that AutoModel would misread or ignore into the form it reads."""
-    checkpoint = _section(cfg, "checkpoint")
-    for name in ("model", "dataset", "step_scheduler"):
-        _section(cfg, name)
-    if checkpoint.get("enabled") is False or str(checkpoint.get("save_consolidated")).lower() == "false":
-        raise PayloadError(
-            "checkpoint_disabled",
-            "checkpoint.enabled and checkpoint.save_consolidated must be on: the step's output is the saved model",
-            "Set checkpoint.enabled=true and checkpoint.save_consolidated=final.",
-        )
-    peft = cfg.get("peft")
-    if peft in (None, "null", "none", ""):
-        cfg.pop("peft", None)
-    elif peft == "lora":
-        cfg["peft"] = dict(LORA)
-    elif isinstance(peft, dict):
-        cfg["peft"] = {"_target_": LORA["_target_"], **peft}
+    if not first:
+        return
+    base = "untrained tiny_llama" if named == "tiny_llama" else model
+    facts |= {"base_model": base, "resumed_from": resumed_from, "seed": cfg.get("seed")}
+    facts |= {"peft": {k: v for k, v in peft.items() if k != "_target_"} if peft else None}
+    if adapter:
+        artifact = output / ADAPTER
+        _keep_adapter(artifact, output)
     else:
-        raise PayloadError("config_invalid", f"peft={peft!r}: must be lora, null or a mapping", "Set peft=lora.")
-    warmup, steps = (cfg.get("lr_scheduler") or {}).get("lr_warmup_steps"), cfg["step_scheduler"].get("max_steps")
-    if warmup and steps and int(warmup) >= int(steps):
-        raise PayloadError(
-            "config_invalid",
-            f"lr_scheduler.lr_warmup_steps={warmup}: not less than step_scheduler.max_steps={steps}",
-            "Lower it, or remove it: a tenth of the steps is the default.",
-        )
-    if isinstance(cfg.get("rng"), dict) and "seed" in cfg["rng"]:
-        cfg.setdefault("seed", cfg["rng"]["seed"])  # AutoModel reads the top-level key only
-    if not (cfg.get("wandb") or {}).get("project"):
-        cfg.pop("wandb", None)  # without a project it would ask for a login
-
-
-def _go_offline(cfg: dict[str, Any]) -> None:
-    """Send nothing anywhere, and do not wait for a hub that nothing is asked of."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    model, data = cfg["model"].get("pretrained_model_name_or_path"), cfg["dataset"].get("path_or_dataset_id")
-    model_here = model == "tiny_llama" or hf_checkpoint.is_local(str(model))
-    if model_here and not (isinstance(data, str) and chat_data.is_hub_id(data)):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        artifact = output / CONSOLIDATED
+        facts["adapter"] = os.path.relpath(artifact.resolve().parent, output) if peft else None
+        _keep_model(artifact, model, trust, merge=bool(peft))
+    _report(output, artifact, trainer, facts)
 
 
 def _base_model(cfg: dict[str, Any], output: Path) -> str:
@@ -141,11 +125,11 @@ def _base_model(cfg: dict[str, Any], output: Path) -> str:
     return model
 
 
-def _use_data(cfg: dict[str, Any], output: Path) -> int | None:
+def _use_rows(cfg: dict[str, Any], output: Path) -> int | None:
     """Check the training and validation rows and name their files; returns how many rows are trained on."""
     count = None
     for section in [k for k in cfg if k == "dataset" or k.startswith("validation_dataset")]:
-        settings, key = _section(cfg, section), f"{section}.path_or_dataset_id"
+        settings, key = automodel_config.section(cfg, section), f"{section}.path_or_dataset_id"
         value = settings.get("path_or_dataset_id")
         if not chat_data.given(value):
             if section == "dataset":
@@ -187,39 +171,53 @@ def _recipe_class(target: str) -> type:
     return found
 
 
-def _finish(
-    cfg: dict[str, Any],
-    output: Path,
-    model: str,
-    trust: bool,
-    trainer: Any,
-    resumed_from: int | None,
-    rows: int | None,
-    scratch: bool,
-) -> None:
-    """See that the artifact is whole, and record what was done."""
-    artifact = output / CONSOLIDATED
-    if "peft" in cfg and hf_checkpoint.problem(artifact):
-        hf_checkpoint.merge_adapter(model, artifact.parent, artifact, trust)
+def _use_tokens(cfg: dict[str, Any], named: str, model: str, trust: bool) -> None:
+    """See that the token shards fit the model, and give the data sets its tokenizer."""
+    for section in [k for k in cfg if k.startswith(("dataset", "validation_dataset"))]:
+        tokenizer = cfg[section].get("tokenizer")
+        if isinstance(tokenizer, dict) and tokenizer.get("pretrained_model_name_or_path") == named:
+            tokenizer["pretrained_model_name_or_path"] = model
+    config = hf_checkpoint.load_config(model, MODEL_KEY, trust)
+    text = config.get_text_config()
+    token_shards.fit_model(cfg, text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+
+def _keep_model(artifact: Path, base: str, trust: bool, merge: bool) -> None:
+    """See that the model is whole; of LoRA, merge the adapter beside it into its base."""
+    if merge and hf_checkpoint.problem(artifact):
+        hf_checkpoint.merge_adapter(base, artifact.parent, artifact, trust)
     wrong = hf_checkpoint.problem(artifact)
     if wrong:
         raise RuntimeError(f"training ended without a whole checkpoint: {wrong}")
+
+
+def _keep_adapter(artifact: Path, output: Path) -> None:
+    """See that the adapter is there; a base that lies beside it is named by a relative path, which moves with it."""
+    file = artifact / "adapter_config.json"
+    if not file.is_file() or not (artifact / "adapter_model.safetensors").is_file():
+        raise RuntimeError(f"training ended without a whole adapter in {artifact}")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = Path(str(config["base_model_name_or_path"]))
+    if base.is_absolute() and base.is_relative_to(output):
+        config["base_model_name_or_path"] = os.path.relpath(base, artifact.resolve())
+        partial = file.with_name(f".{file.name}")
+        partial.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        partial.replace(file)
+
+
+def _report(output: Path, artifact: Path, trainer: Any, facts: dict[str, Any]) -> None:
     automodel_state.save_metrics(output)
     log = automodel_state.read_log(output / "training.jsonl")
     payload.result(
+        backend="nemo_automodel",
         **automodel_state.parameters(trainer),
-        rows=rows,
+        **facts,
         steps=int(trainer.step_scheduler.step),
         epochs=int(trainer.step_scheduler.epoch),
         trained_tokens=sum(int(r["num_label_tokens"]) for r in log),
         seen_tokens=sum(int(r["num_tokens_per_step"]) for r in log),
         first_loss=log[0]["loss"] if log else None,
         final_loss=log[-1]["loss"] if log else None,
-        peft={k: v for k, v in cfg["peft"].items() if k != "_target_"} if "peft" in cfg else None,
-        adapter=os.path.relpath(artifact.resolve().parent, output) if "peft" in cfg else None,
-        base_model="untrained tiny_llama" if scratch else model,
-        resumed_from=resumed_from,
-        seed=cfg.get("seed"),
         processes=trainer.dist_env.world_size,
         **hf_checkpoint.tokenizer_facts(artifact),
     )

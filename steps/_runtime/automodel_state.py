@@ -14,13 +14,15 @@ from _runtime.payload import PayloadError
 
 SAVED = re.compile(r"epoch_\d+_step_(\d+)")
 UNFINISHED = ".incomplete"  # AutoModel's mark inside a checkpoint that is being written
-# metrics.parquet's columns: AutoModel's name of each in training.jsonl, and by what it is multiplied
-MEASURED = {
+# Our name of a metric: AutoModel's name of it, and by what that is multiplied.
+REPORTED = {
     "loss": ("loss", 1),
     "lr": ("lr", 1),
     "grad_norm": ("grad_norm", 1),
     "tokens_per_second": ("tps", 1),
     "memory_mib": ("mem", 1024),
+}
+MEASURED = REPORTED | {
     "epoch": ("epoch", 1),
     "tokens": ("num_tokens_per_step", 1),
     "label_tokens": ("num_label_tokens", 1),
@@ -32,6 +34,7 @@ def reporting(recipe: type, on_cpu: bool) -> type:
 
     class Reporting(recipe):  # type: ignore[misc, valid-type]
         saved_last = False
+        board: Any = None  # of TensorBoard
 
         def _make_progress_bar(self, *args: Any, **kwargs: Any) -> None:
             return None  # progress goes through the payload protocol
@@ -51,23 +54,23 @@ def reporting(recipe: type, on_cpu: bool) -> type:
             super().log_train_metrics(log_data)
             if not self.dist_env.is_main:
                 return
-            payload.progress(
-                step=log_data.step + 1,
-                total=_total(self.step_scheduler),
-                loss=float(values["loss"]),
-                lr=float(values["lr"]),
-                grad_norm=float(values["grad_norm"]),
-                tokens_per_second=float(values["tps"]),
-                memory_mib=float(values["mem"]) * 1024,
-                epoch=log_data.epoch,
-            )
+            told = {ours: float(values[theirs]) * scale for ours, (theirs, scale) in REPORTED.items()}
+            payload.progress(log_data.step + 1, _total(self.step_scheduler), **told, epoch=log_data.epoch)
+            self._plot(log_data.step + 1, told)
 
         def log_val_metrics(self, val_name: str, log_data: Any, *args: Any, **kwargs: Any) -> None:
             super().log_val_metrics(val_name, log_data, *args, **kwargs)
             if log_data is not None and self.dist_env.is_main:
                 name = "validation_loss" if val_name == "default" else f"validation_loss_{val_name}"
                 done = {name: float(log_data.metrics["val_loss"])}
-                payload.progress(step=log_data.step + 1, total=_total(self.step_scheduler), **done)
+                payload.progress(log_data.step + 1, _total(self.step_scheduler), **done)
+                self._plot(log_data.step + 1, done)
+
+        def _plot(self, step: int, values: dict[str, float]) -> None:
+            if self.board is not None:
+                for name, value in values.items():
+                    self.board.add_scalar(name, value, step)
+                self.board.flush()
 
         def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
             self.metric_logger_train.flush()  # the log of a kept step must outlive a kill

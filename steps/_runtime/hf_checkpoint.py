@@ -44,20 +44,37 @@ def check_base(model: str, key: str) -> None:
         raise PayloadError("model_invalid", f"{key}={model}: has no weights (*.safetensors)", GIVE_MODEL)
 
 
+def load_config(model: str, key: str, trust_remote_code: bool = False) -> Any:
+    """Load a model's config.
+
+    Raises:
+        PayloadError: there is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise PayloadError("model_invalid", f"{key}={model}: {_reason(e)}", GIVE_MODEL) from None
+
+
 def load_tokenizer(model: str, key: str, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer that a model comes with.
 
     Raises:
         PayloadError: there is none, or the model's config cannot be read.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    load_config(model, key, trust_remote_code)
     try:
-        AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as e:
-        reason = " ".join(str(e).split())[:300]
-        raise PayloadError("model_invalid", f"{key}={model}: {reason}", GIVE_MODEL) from None
+        raise PayloadError("model_invalid", f"{key}={model}: {_reason(e)}", GIVE_MODEL) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def template_text(tokenizer: Any) -> str | None:
@@ -69,7 +86,7 @@ def template_text(tokenizer: Any) -> str | None:
 
 
 def tokenizer_facts(directory: Path) -> dict[str, str | None]:
-    """What identifies the tokenizer in a directory: digests of its tokenizer.json and of its chat template."""
+    """What identifies the tokenizer of a checkpoint or adapter: digests of tokenizer.json and of the chat template."""
     from transformers import AutoTokenizer
 
     template = template_text(AutoTokenizer.from_pretrained(directory))

@@ -14,8 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from _runtime import cpu_megatron_imports
+
+cpu_megatron_imports.install()  # megatron.core imports Triton, which it does not need here
+
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder  # noqa: E402
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # noqa: E402
 
 
 def main(task: dict[str, Any]) -> None:

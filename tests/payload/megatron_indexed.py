@@ -12,7 +12,11 @@ from pathlib import Path
 
 import numpy
 import torch
-from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from _runtime import cpu_megatron_imports
+
+cpu_megatron_imports.install()  # megatron.core imports Triton, which it does not need here
+
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder  # noqa: E402
 
 
 def write(task: dict[str, dict]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interpreters import extra_packages, payload_python
+from interpreters import STEPS, payload_python
 
 from nemotron_dagster.artifacts import validate
 from nemotron_dagster.artifacts.types._indexed import BinIdx, BinIdxWriter
@@ -36,7 +36,7 @@ def megatron(command: str, task: Any, folder: Path) -> Any:
     done = subprocess.run(
         [payload_python("train"), "-W", "ignore", SCRIPT, command, folder / "task.json"],
         check=False, capture_output=True, text=True, cwd=folder, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(extra_packages()), "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(STEPS), "HOME": str(folder), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout) if done.stdout else None

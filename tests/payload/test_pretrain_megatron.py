@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from interpreters import extra_packages, payload_python
+from interpreters import STEPS, payload_python
 from payload_run import REPOSITORY, run_payload
 
 from nemotron_dagster.artifacts.types import binidx
@@ -36,7 +36,7 @@ def test_megatrons_gpt_dataset_mixes_by_weight_and_reads_our_tokens(tmp_path: Pa
     done = subprocess.run(
         [payload_python("train"), "-W", "ignore", SCRIPT, tmp_path / "task.json"],
         check=False, capture_output=True, text=True, cwd=tmp_path, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(extra_packages()), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(STEPS), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,71 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from interpreters import STEPS, payload_python
+from automodel_run import BAD_INPUT, Run, python, training_past
+from interpreters import STEPS
 from omegaconf import OmegaConf
 
 STEP = STEPS / "sft" / "automodel"
 TINY = STEP / "config" / "tiny.yaml"
-BAD_INPUT = 3
-
-
-class Run:
-    """One start of the payload in ``folder``; the output is ``folder/out``."""
-
-    def __init__(self, folder: Path, overrides: dict[str, Any] | None = None) -> None:
-        self.folder, self.out, self.said = folder, folder / "out", folder / "messages.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        config = OmegaConf.load(TINY)
-        for key, value in {"checkpoint.checkpoint_dir": str(self.out), **(overrides or {})}.items():
-            OmegaConf.update(config, key, value, force_add=True)
-        OmegaConf.save(config, folder / "config.yaml")
-
-    def start(self) -> subprocess.Popen[str]:
-        self.said.unlink(missing_ok=True)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "NEMOTRON_MESSAGES": str(self.said),
-            "NEMOTRON_STEP_DIR": str(STEP),
-            "HF_HOME": str(self.folder / "hf"),
-        }
-        command = [payload_python("train"), str(STEP / "step.py"), "--config", str(self.folder / "config.yaml")]
-        with (self.folder / "log").open("a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment, cwd=self.folder)
-
-    def finish(self) -> Run:
-        status = self.start().wait(timeout=600)
-        assert status == 0, (self.folder / "log").read_text()[-4000:]
-        return self
-
-    def messages(self, kind: str) -> list[dict[str, Any]]:
-        lines = self.said.read_text().splitlines() if self.said.is_file() else []
-        return [m for m in map(json.loads, lines) if m["type"] == kind]
-
-    def facts(self) -> dict[str, Any]:
-        return self.messages("result")[0]["facts"]
-
-    def losses(self) -> dict[int, float]:
-        records = map(json.loads, (self.out / "training.jsonl").read_text().splitlines())
-        return {r["step"]: r["loss"] for r in records}
-
-    @property
-    def artifact(self) -> Path:
-        return self.out / "LATEST" / "model" / "consolidated"
-
-
-def python(code: str, *arguments: object) -> str:
-    """Run code in the train environment, with steps/ importable; returns the last line it printed."""
-    done = subprocess.run(
-        [payload_python("train"), "-c", code, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +93,6 @@ print(json.dumps([float((one - both).abs().max()), float((one - plain).abs().max
     assert learned > 1e-2
 
 
-def _training_past(step: int) -> Callable[[Run], bool]:
-    return lambda run: any((m["step"] or 0) >= step for m in run.messages("progress"))
-
-
 def _saving_after_the_first(run: Run) -> bool:
     return any(
         not path.parent.name.endswith("_step_19") and (path.parent / "optim").exists()
@@ -166,19 +100,13 @@ def _saving_after_the_first(run: Run) -> bool:
     )
 
 
-@pytest.mark.parametrize("moment", [_training_past(30), _saving_after_the_first], ids=["training", "saving"])
+@pytest.mark.parametrize("moment", [training_past(30), _saving_after_the_first], ids=["training", "saving"])
 @pytest.mark.parametrize("peft", ["null", "lora"])
 def test_kill_and_rerun_ends_where_an_undisturbed_run_ends(
     whole: Run, tmp_path: Path, moment: Callable[[Run], bool], peft: str
 ) -> None:
     run = Run(tmp_path / "killed", {"peft": peft})
-    process = run.start()
-    deadline = time.monotonic() + 300
-    while not moment(run):
-        assert process.poll() is None and time.monotonic() < deadline, (run.folder / "log").read_text()[-3000:]
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run.kill_when(moment)
     torn = [path.parent for path in run.out.glob("epoch_*/.incomplete")]
     assert bool(torn) == (moment is _saving_after_the_first)
     assert run.losses().keys() <= set(range(40)) and not run.artifact.exists()
@@ -195,7 +123,7 @@ def test_kill_and_rerun_ends_where_an_undisturbed_run_ends(
 def test_sigterm_saves_and_says_that_it_is_not_done(tmp_path: Path) -> None:
     run = Run(tmp_path)
     process = run.start()
-    while not _training_past(5)(run):
+    while not training_past(5)(run):
         assert process.poll() is None, (run.folder / "log").read_text()[-3000:]
         time.sleep(0.005)
     process.terminate()

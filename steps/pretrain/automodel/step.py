@@ -15,16 +15,24 @@
 # nodes = 1
 # gpus_per_node = 8
 # ///
-"""Causal-LM pretraining on Megatron token shards with NeMo AutoModel (payload planned)."""
+"""Causal-LM pretraining on Megatron token shards, with NeMo AutoModel."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
-from _runtime import payload  # noqa: E402
+from _runtime import automodel, payload  # noqa: E402
+
+RECIPE = "nemo_automodel.recipes.llm.train_ft:TrainFinetuneRecipeForNextTokenPrediction"
+
+
+def main(cfg: dict[str, Any]) -> None:
+    automodel.run(cfg, RECIPE)
+
 
 if __name__ == "__main__":
-    payload.not_built("pretrain/automodel")
+    payload.run(main, Path(__file__).parent / "config" / "default.yaml")
