@@ -61,6 +61,7 @@ def run(cfg: dict[str, Any], recipe: str, packed: bool, adapter: bool) -> None:
     resumed = megatron_start.last_whole(save) if start.resume == save else None
     if start.resume == save and resumed is None:  # a kill before the first checkpoint was whole
         start = Start(None, start.pretrained, start.hf, start.scratch)
+    megatron_start.refuse_finished(save, resumed)
     if first:
         save.mkdir(parents=True, exist_ok=True)
         megatron_start.clean(save, resumed)

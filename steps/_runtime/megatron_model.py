@@ -94,7 +94,7 @@ def describe(container: Any, cfg: dict[str, Any], start: Start, save: Path) -> s
         if start.scratch:
             container.model.hf_model_id = SCRATCH  # the directory moves when the checkpoint is published
         tokenizer: str | None = path
-    elif container.model is None and (found := start.resume or start.pretrained):
+    elif container.model is None and (found := start.pretrained or start.resume):
         source = megatron_start.iteration(found)
         container.model = _from_checkpoint(source)
         tokenizer = str(source / "tokenizer") if (source / "tokenizer").is_dir() else None

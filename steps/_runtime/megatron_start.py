@@ -137,6 +137,16 @@ def last_whole(save: Path) -> int | None:
     return number if (save / f"iter_{number:07d}").is_dir() else None
 
 
+def refuse_finished(save: Path, resumed: int | None) -> None:
+    """Refuse to start anew over checkpoints that no interrupted run of this step left."""
+    if resumed is None and exists(save) and not (save / UNDER_WAY).is_file():
+        raise PayloadError(
+            "checkpoint_exists",
+            f"checkpoint.save={save}: holds a finished run, which this one would not go on from",
+            "Give an empty directory, or set hf_load.inherit_save_as_load=true to go on with it.",
+        )
+
+
 def clean(save: Path, keep: int | None) -> None:
     """Remove the iterations that came after ``keep``, all where it is None, and set the trackers back to it."""
     for path in sorted(save.glob("iter_*")):
