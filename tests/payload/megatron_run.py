@@ -129,6 +129,7 @@ def train_python(code: str, *arguments: object, **variables: str) -> Any:
             "NEMOTRON_STEP_DIR": str(STEPS),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            **variables,
         },
     )
     assert done.returncode == 0, done.stderr[-3000:]
