@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -84,7 +85,10 @@ def run(cfg: dict[str, Any], recipe: str, packed: bool, adapter: bool) -> None:
     if on_cpu:
         megatron_model.for_cpu(container.model)
     if (cfg.get("checkpoint_patch") or {}).get("use_spawn_queue_for_torch_dist"):
-        container.checkpoint.async_write_results_mp_mode = "spawn"
+        if hasattr(container.checkpoint, "async_write_results_mp_mode"):
+            container.checkpoint.async_write_results_mp_mode = "spawn"
+        else:
+            print("checkpoint_patch: this Megatron-Bridge has no setting for the queue of its writers", flush=True)
 
     report = Report(save, _batch_tokens(container), int(container.train.train_iters), resumed)
     _train(container, report, finetune=packed)
@@ -216,6 +220,8 @@ def _train(container: Any, report: Report, finetune: bool) -> None:
     else:  # weights that come from Hugging Face are no checkpoint to `finetune`, which then refuses
         from megatron.bridge.training.pretrain import pretrain as entry
     _join_alone()
+    # It would show a traceback of every end, a signal's and a told one's too; what is not told below is raised on.
+    logging.getLogger("megatron.bridge.training.pretrain").setLevel(logging.CRITICAL)
     try:
         entry(container, forward_step, callbacks=report.as_callback())
     except SystemExit:

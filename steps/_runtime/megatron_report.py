@@ -36,6 +36,8 @@ class Report:
         events = ("on_train_start", "on_train_step_start", "on_train_step_end", "on_eval_end", "on_checkpoint_save")
         for event in (e for e in events if e in manager.events):
             manager.register(event, getattr(self, event))
+        if self.first and "on_checkpoint_save" not in manager.events:
+            megatron_start.done(self.save)  # an older library does not tell of a save: its tracker has to do
         return manager
 
     def on_train_start(self, context: Any) -> None:

@@ -122,7 +122,7 @@ def train_python(code: str, *arguments: object, **variables: str) -> Any:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={
             **os.environ,
             "PYTHONPATH": str(STEPS),
