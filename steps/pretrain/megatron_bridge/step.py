@@ -16,16 +16,26 @@
 # nodes = 1
 # gpus_per_node = 8
 # ///
-"""Pretraining and continued pretraining with Megatron-Bridge (payload planned)."""
+"""Pretraining and continued pretraining with Megatron-Bridge."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
-from _runtime import payload  # noqa: E402
+from _runtime import megatron_bridge, payload  # noqa: E402
+
+RECIPE = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config"
+
+
+def main(cfg: dict[str, Any]) -> None:
+    os.environ.setdefault("UB_SKIPMC", "1")  # Transformer Engine must not count on CUDA multicast
+    megatron_bridge.run(cfg, RECIPE, packed=False, adapter=False)
+
 
 if __name__ == "__main__":
-    payload.not_built("pretrain/megatron_bridge")
+    payload.run(main, Path(__file__).parent / "config" / "default.yaml")

@@ -16,16 +16,24 @@
 # nodes = 1
 # gpus_per_node = 8
 # ///
-"""Supervised fine-tuning on packed sequences with Megatron-Bridge (payload planned)."""
+"""Supervised fine-tuning on packed sequences with Megatron-Bridge."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
-from _runtime import payload  # noqa: E402
+from _runtime import megatron_bridge, payload  # noqa: E402
+
+RECIPE = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_sft_config"
+
+
+def main(cfg: dict[str, Any]) -> None:
+    megatron_bridge.run(cfg, RECIPE, packed=True, adapter=False)
+
 
 if __name__ == "__main__":
-    payload.not_built("sft/megatron_bridge")
+    payload.run(main, Path(__file__).parent / "config" / "default.yaml")
