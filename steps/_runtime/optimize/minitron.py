@@ -17,7 +17,7 @@ from _runtime.optimize.shapes import Shape
 
 @dataclass(frozen=True)
 class Importance:
-    """Per layer: its score, its FFN channels (ffn,), its attention heads (heads,); and the hidden channels (hidden,)."""
+    """Scores: of layers, per layer of its FFN channels (ffn,) and attention heads (heads,), of hidden channels."""
 
     layers: list[float]
     ffn: list[Any]

@@ -78,7 +78,7 @@ def of(config: Any) -> Shape:
     if config.model_type not in FAMILIES:
         raise PayloadError(
             "architecture_unsupported",
-            f"args.hf_model_name_or_path: model_type {config.model_type}; backend=inprocess prunes {', '.join(FAMILIES)}",
+            f"args.hf_model_name_or_path: a {config.model_type} model; backend=inprocess prunes {', '.join(FAMILIES)}",
             "Take backend=script, where Minitron prunes Megatron's GPT and Mamba models.",
         )
     heads = int(config.num_attention_heads)
