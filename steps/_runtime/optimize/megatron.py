@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from _runtime import cpu, cpu_megatron
+from _runtime.payload import PayloadError
 
 
 def enable() -> None:
@@ -23,6 +24,9 @@ def imported(hf: str, seed: int, trust: bool = False) -> Iterator[Any]:
     """The model of a Hugging Face directory as a Megatron model in float32, in evaluation mode.
 
     Only within the context has Megatron the process group that it needs.
+
+    Raises:
+        PayloadError: an architecture that Megatron-Bridge has no counterpart of, or none for a CPU.
     """
     import torch
     from megatron.bridge import AutoBridge
@@ -32,7 +36,11 @@ def imported(hf: str, seed: int, trust: bool = False) -> Iterator[Any]:
 
     with temporary_distributed_context(backend="nccl" if cpu.has_cuda() else "gloo"):
         model_parallel_cuda_manual_seed(seed)
-        bridge = AutoBridge.from_hf_pretrained(hf, torch_dtype=torch.float32, trust_remote_code=trust)
+        try:
+            bridge = AutoBridge.from_hf_pretrained(hf, torch_dtype=torch.float32, trust_remote_code=trust)
+        except ValueError as e:
+            reason = " ".join(str(e).split())[:300]
+            raise PayloadError("architecture_unsupported", f"{hf}: {reason}", "Take a Llama or Qwen3 model.") from None
         provider = bridge.to_megatron_provider(load_weights=True)
         provider.params_dtype = provider.pipeline_dtype = torch.float32
         provider.bf16 = provider.fp16 = False
@@ -63,7 +71,7 @@ def save(model: Any, directory: Path, tokenizer: str, step: int = 0, trust: bool
     from megatron.core.utils import get_model_config
 
     config = get_model_config(model)
-    # Whoever loads a quantized model scales its weights before they are read, and chokes on what memory happens to hold.
+    # A loader of a quantized model scales its weights before it reads them; they must be numbers by then.
     config.perform_initialization = True
     words = TokenizerConfig(
         tokenizer_type="HuggingFaceTokenizer",

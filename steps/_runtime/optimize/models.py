@@ -17,13 +17,14 @@ ROWS = "Name a .jsonl file of chat rows (`messages`) or texts (`text`), a direct
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode, its tokenizer, where it came from, and the device it is on."""
+    """A model in evaluation mode and float32, its tokenizer, where it came from, its device, its own number format."""
 
     model: Any
     tokenizer: Any
     path: str
     scratch: bool
     device: str
+    dtype: Any
 
 
 def load(name: str, key: str, made: Path, seed: int, trust: bool = False, **sizes: Any) -> Loaded:
@@ -34,7 +35,7 @@ def load(name: str, key: str, made: Path, seed: int, trust: bool = False, **size
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     scratch = name == "tiny_llama"
     if scratch:
@@ -49,7 +50,8 @@ def load(name: str, key: str, made: Path, seed: int, trust: bool = False, **size
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         reason = " ".join(str(e).split())[:300]
         raise PayloadError("model_invalid", f"args.{key}={name}: {reason}", hf_checkpoint.GIVE_MODEL) from None
-    return Loaded(model.to(device).eval(), tokenizer, name, scratch, device)
+    dtype = getattr(AutoConfig.from_pretrained(name, trust_remote_code=trust), "dtype", None) or torch.float32
+    return Loaded(model.to(device).eval(), tokenizer, name, scratch, device, dtype)
 
 
 def texts(named: Any, key: str, count: int, tokenizer: Any) -> list[str]:

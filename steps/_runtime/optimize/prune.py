@@ -101,7 +101,7 @@ def run(cfg: Mapping[str, Any]) -> None:
         small = minitron.cut(loaded.model, importance, chosen)
         before, after = models.loss(loaded.model, batches), models.loss(small, batches)
         with models.saving(output):
-            small.to("cpu").save_pretrained(output)
+            small.to("cpu", loaded.dtype).save_pretrained(output)
             loaded.tokenizer.save_pretrained(output, save_jinja_files=False)
     if wrong := hf_checkpoint.problem(output):
         raise RuntimeError(f"pruning ended without a whole checkpoint: {wrong}")

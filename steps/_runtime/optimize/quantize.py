@@ -78,6 +78,7 @@ def run(cfg: Mapping[str, Any]) -> None:
     trust = bool(args.get("trust_remote_code"))
     megatron.enable()
     loaded = models.load(str(args[MODEL]), MODEL, output / "base", seed, trust)
+    _check_sizes(recipe, loaded.model)
     count = modelopt_scripts.whole(args, "calib_size", 512)
     length = modelopt_scripts.whole(args, "calib_seq_length", 512)
     rows = models.texts(args.get(DATA), DATA, count, loaded.tokenizer)
@@ -109,6 +110,29 @@ def run(cfg: Mapping[str, Any]) -> None:
     )
 
 
+def _check_sizes(recipe: str, model: Any) -> None:
+    """Refuse matrices that a recipe of blocks or groups cannot take, before they fail in the middle.
+
+    Raises:
+        PayloadError: naming the matrix.
+    """
+    import torch
+
+    head = model.get_output_embeddings()  # stays as it is
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or module is head:
+            continue
+        rows, columns = module.weight.shape
+        grouped, single = "awq" in recipe, rows <= stored.BLOCK and columns <= stored.BLOCK
+        if (grouped and columns % stored.BLOCK) or (recipe == "fp8_blockwise" and single):
+            need = f"columns in groups of {stored.BLOCK}" if grouped else f"more than one block of {stored.BLOCK}"
+            raise PayloadError(
+                "unsupported_quant_recipe",
+                f"args.{RECIPE}={recipe}: needs {need}; {name} of args.{MODEL} is {rows} x {columns}",
+                "Take fp8 or int8_sq.",
+            )
+
+
 def _as_megatron(
     recipe: str, loaded: models.Loaded, batches: list[Any], full: Any, output: Path, seed: int, trust: bool
 ) -> dict[str, Any]:
@@ -120,9 +144,7 @@ def _as_megatron(
     return {"quantizers": quantizers, "megatron_logits_relative_error": models.relative_error(found, full)}
 
 
-def _as_hugging_face(
-    recipe: str, loaded: models.Loaded, batches: list[Any], full: Any, target: Path
-) -> dict[str, Any]:
+def _as_hugging_face(recipe: str, loaded: models.Loaded, batches: list[Any], full: Any, target: Path) -> dict[str, Any]:
     """Quantize the model itself, export its weights in the small format, and read them back."""
     import torch
     from modelopt.torch.export import export_hf_checkpoint

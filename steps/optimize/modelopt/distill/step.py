@@ -36,7 +36,7 @@ SCRIPT = modelopt_scripts.Script("/opt/Model-Optimizer/examples/megatron_bridge/
 def main(cfg: dict[str, Any]) -> None:
     distill.check(cfg)
     if modelopt_scripts.backend(cfg) == "script":
-        modelopt_scripts.start(cfg, SCRIPT)
+        modelopt_scripts.start(distill.script_arguments(cfg), SCRIPT)
     distill.run(cfg)
 
 
