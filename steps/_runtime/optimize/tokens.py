@@ -18,7 +18,7 @@ SPLITS = ("train", "valid")
 
 @dataclass(frozen=True)
 class Blend:
-    """Weight and shard prefix in turn, per split; without ``valid`` one hundredth of the training shards is held out."""
+    """Weight and shard prefix in turn, per split; without ``valid`` a hundredth of the training shards is held out."""
 
     train: tuple[str, ...]
     valid: tuple[str, ...] = ()
