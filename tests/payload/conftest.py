@@ -37,7 +37,7 @@ def data_python() -> str:
 
 @pytest.fixture(scope="session")
 def roman_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face model of 0.7 M parameters that has learnt to write Roman numerals fairly well."""
+    """A Hugging Face model of 0.5 M parameters that has learnt to write Roman numerals fairly well."""
     folder = tmp_path_factory.mktemp("roman") / "model"
     optimize_run.python(optimize_run.TRAIN, folder, REPOSITORY / "steps/sft/automodel/data/tiny.jsonl")
     return folder

@@ -22,13 +22,13 @@ from _runtime.optimize import models
 
 torch.set_num_threads(1)
 folder, rows = Path(sys.argv[1]), sys.argv[2]
-loaded = models.load("tiny_llama", "model", folder, 7, layers=3)
-batches = models.blocks(models.texts(rows, "rows", 480, loaded.tokenizer), loaded, 96)
+loaded = models.load("tiny_llama", "model", folder, 7)
+batches = models.blocks(models.rows(rows, "rows", 480), loaded, 96)
 data, model = torch.cat(batches), loaded.model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 order = torch.Generator().manual_seed(0)
-for _ in range(120):
-    batch = data[torch.randint(len(data), (24,), generator=order)]
+for _ in range(100):
+    batch = data[torch.randint(len(data), (12,), generator=order)]
     loss = model(input_ids=batch, labels=batch).loss
     optimizer.zero_grad()
     loss.backward()
@@ -44,11 +44,42 @@ def python(code: str, *arguments: object) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+REFUSALS = """
+import sys, json, importlib
+from _runtime.payload import PayloadError
+step = importlib.import_module("_runtime.optimize." + sys.argv[1])
+said = []
+for cfg in json.loads(sys.argv[2]):
+    try:
+        step.check(cfg)
+        step.run(cfg)
+        said.append(["", "done"])
+    except PayloadError as e:
+        said.append([e.name, e.message])
+print(json.dumps(said))
+"""
+
+
+def refusals(step: str, folder: Path, cases: list[dict[str, Any]]) -> list[list[str]]:
+    """Name and message of the error of each case, all in one process: for what only shows once a model is loaded."""
+    home = STEPS / "optimize" / "modelopt" / step
+    configs = []
+    for n, case in enumerate(cases):
+        text = (home / "config" / "tiny.yaml").read_text("utf-8").replace("${oc.env:NEMOTRON_STEP_DIR}", str(home))
+        config = OmegaConf.create(text)
+        for key, value in {OUTPUT[step]: str(folder / f"out{n}"), **case}.items():
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+        args = OmegaConf.to_container(config.args, resolve=True)
+        configs.append({"backend": "inprocess", "seed": 1, "args": args})
+    found: list[list[str]] = json.loads(python(REFUSALS, step, json.dumps(configs)))
+    return found
 
 
 class Run:

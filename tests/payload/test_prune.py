@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optimize_run import Run, python
+from optimize_run import Run, python, refusals
 
 from nemotron_dagster.artifacts.types import checkpoint_hf
 
@@ -81,7 +81,7 @@ from dataclasses import replace
 from pathlib import Path
 from _runtime.optimize import minitron, models, shapes
 loaded = models.load(sys.argv[1], "model", Path("unused"), 0)
-batches = models.blocks(models.texts(sys.argv[2], "rows", 160, loaded.tokenizer), loaded, 96)
+batches = models.blocks(models.rows(sys.argv[2], "rows", 160), loaded, 96)
 found, shape = minitron.measure(loaded.model, batches), shapes.of(loaded.model.config)
 upside_down = replace(
     found, layers=[-s for s in found.layers], ffn=[-s for s in found.ffn], heads=[-s for s in found.heads],
@@ -153,15 +153,11 @@ def test_dimensions_to_skip_stay(tmp_path: Path) -> None:
         ({MODEL: None}, "model_missing", f"{MODEL} is not set"),
         ({MODEL: "{}/none"}, "model_missing", "none: no such directory"),
         ({MODEL: "{}/empty"}, "model_invalid", "has no config.json"),
-        ({MODEL: "{}/torn"}, "model_invalid", "torn"),
         ({SHAPE: {"num_layers": 1}}, "target_and_export_config_both_set", "args.prune_target_params=350000.0"),
         ({TARGET: None}, "target_missing", "neither"),
         ({TARGET: "many"}, "config_invalid", "args.prune_target_params='many'"),
-        ({TARGET: 6e9}, "target_larger_than_model", "the model has 477,056"),
-        ({TARGET: 100}, "target_unreachable", "args.prune_target_params=100"),
-        ({TARGET: None, SHAPE: {"num_layers": 3}}, "target_larger_than_model", "num_layers=3: the model has 2"),
         ({TARGET: None, SHAPE: {"layers": 1}}, "config_invalid", "has the key layers"),
-        ({TARGET: None, SHAPE: {"hidden_size": 100, "num_attention_heads": 3}}, "invalid_parallel_divisibility", "100"),
+        ({TARGET: None, SHAPE: {"num_layers": 1.5}}, "config_invalid", "num_layers=1.5"),
         ({"args.output_hf_path": "{}/empty/below", MODEL: "{}/empty"}, "model_invalid", "config.json"),
         ({"args.output_hf_path": "{}/torn/below", MODEL: "{}/torn"}, "output_path_overlaps_input", "overlaps"),
         ({DATA: None}, "calibration_missing", f"{DATA} is not set"),
@@ -186,3 +182,20 @@ def test_bad_input_is_told_before_pruning(tmp_path: Path, overrides: dict[str, A
     error = run.refused()
     assert error["name"] == name and part in error["message"], error
     assert not list(run.out.glob("*.safetensors"))
+
+
+def test_targets_that_the_model_cannot_meet_are_told(tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "config.json").write_text('{"model_type": "llama"}')
+    (torn / "model.safetensors").write_text("torn")
+    cases = [
+        ({TARGET: 6e9}, "target_larger_than_model", "the model has 477,056 parameters"),
+        ({TARGET: 100}, "target_unreachable", "args.prune_target_params=100"),
+        ({TARGET: None, SHAPE: {"num_layers": 3}}, "target_larger_than_model", "num_layers=3: the model has 2"),
+        ({TARGET: None, SHAPE: {"hidden_size": 100, "num_attention_heads": 3}}, "invalid_parallel_divisibility", "100"),
+        ({MODEL: str(torn)}, "model_invalid", "torn"),
+    ]
+    said = refusals("prune", tmp_path, [case for case, _, _ in cases])
+    for (_, name, part), (error, message) in zip(cases, said, strict=True):
+        assert error == name and part in message, message

@@ -51,6 +51,7 @@ def check(cfg: Mapping[str, Any]) -> None:
         sizes = {k: modelopt_scripts.whole(args, k, 1) for k in ("tp_size", "pp_size")}
         checks.world_divides(cfg, sizes, "world_size_not_divisible")
         return
+    checks.one_process(cfg)
     checks.known(args, KNOWN)
     for key in ("tp_size", "pp_size"):
         if modelopt_scripts.whole(args, key, 1) != 1:
@@ -117,7 +118,6 @@ def run(cfg: Mapping[str, Any]) -> None:
         PayloadError: input that a person must mend, or a loss that is no number.
     """
     args = modelopt_scripts.section(cfg, "args")
-    checks.one_process(cfg)
     numbers = plan(args, int(cfg.get("seed") or 0))
     output, trust = Path(args[OUTPUT]).absolute(), bool(args.get("trust_remote_code"))
     megatron.enable()

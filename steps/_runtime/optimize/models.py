@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,47 +55,47 @@ def load(name: str, key: str, made: Path, seed: int, trust: bool = False, **size
     return Loaded(model.to(device).eval(), tokenizer, name, scratch, device, dtype)
 
 
-def texts(named: Any, key: str, count: int, tokenizer: Any) -> list[str]:
-    """The first ``count`` rows of JSONL data as text, conversations through the chat template.
+def rows(named: Any, key: str, count: int) -> list[dict[str, Any]]:
+    """The first ``count`` rows of JSONL data: conversations (``messages``) or texts (``text``).
 
     Raises:
-        PayloadError: no data, no rows, or a row that holds neither conversation nor text.
+        PayloadError: no data, no rows, or a row that is neither.
     """
     if not chat_data.given(named):
         raise PayloadError("calibration_missing", f"args.{key} is not set", ROWS)
     files = chat_data.find(named, f"args.{key}")
     if isinstance(files, str):
         raise PayloadError("calibration_missing", f"args.{key}={named}: no such file or directory", ROWS)
-    found: list[str] = []
-    for place, row in (r for file in files for r in chat_data.rows(file)):
-        found.append(_text(row, place, key, tokenizer))
-        if len(found) == count:
-            break
+    found: list[dict[str, Any]] = []
+    for place, row in itertools.islice((r for file in files for r in chat_data.rows(file)), count):
+        is_text = isinstance(row, dict) and isinstance(row.get("text"), str) and row["text"].strip()
+        wrong = None if is_text else chat_data.fault(row) or (None if row.get("messages") else "no `messages`")
+        if wrong:
+            raise PayloadError("calibration_invalid", f"args.{key}: {place}: {wrong}", ROWS)
+        found.append(row)
     if not found:
         raise PayloadError("calibration_missing", f"args.{key}={named}: no rows", ROWS)
     return found
 
 
-def _text(row: Any, place: str, key: str, tokenizer: Any) -> str:
-    turns = row.get("messages") if isinstance(row, dict) else None
-    if isinstance(row, dict) and isinstance(row.get("text"), str) and row["text"].strip():
+def text(row: dict[str, Any], tokenizer: Any) -> str:
+    """A row as text: a conversation goes through the chat template, where there is one."""
+    if row.get("text"):
         return str(row["text"])
-    wrong = chat_data.fault(row)
-    if wrong or turns is None:
-        raise PayloadError("calibration_invalid", f"args.{key}: {place}: {wrong or 'no `messages`'}", ROWS)
     if hf_checkpoint.template_text(tokenizer):
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-    return "\n".join(str(turn.get("content") or "") for turn in turns)
+        return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+    return "\n".join(str(turn.get("content") or "") for turn in row["messages"])
 
 
-def blocks(rows: list[str], loaded: Loaded, length: int) -> list[Any]:
+def blocks(found: list[dict[str, Any]], loaded: Loaded, length: int) -> list[Any]:
     """The rows' tokens one after the other, cut into batches of shape (up to 8, length); a short rest is one block.
 
     Packed, so that no padding token counts as calibration data.
     """
     import torch
 
-    ids = [i for row in rows for i in loaded.tokenizer(row, add_special_tokens=False)["input_ids"]]
+    words = loaded.tokenizer
+    ids = [i for row in found for i in words(text(row, words), add_special_tokens=False)["input_ids"]]
     longest = getattr(loaded.model.config, "max_position_embeddings", None) or length
     length = max(2, min(length, longest, len(ids)))
     whole = torch.tensor(ids[: len(ids) // length * length], device=loaded.device).view(-1, length)

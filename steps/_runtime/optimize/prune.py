@@ -56,6 +56,17 @@ def check(cfg: Mapping[str, Any]) -> None:
         )
     if modelopt_scripts.backend(cfg) == "script":
         _check_stages(cfg, args, shape)
+        return
+    checks.one_process(cfg)
+    checks.known(args, KNOWN)
+    _rows(args)
+    _skipped(args)
+    for key in ("max_width_pruning", "max_depth_pruning"):
+        _share(args, key, 0.0)
+    for key in ("seq_length", "ss_channel_divisor", "top_k"):
+        modelopt_scripts.whole(args, key, 1)
+    for name, size in (shape or {}).items():
+        _check_size(name, size)
 
 
 def _check_stages(cfg: Mapping[str, Any], args: Mapping[str, Any], shape: Mapping[str, Any] | None) -> None:
@@ -78,17 +89,13 @@ def run(cfg: Mapping[str, Any]) -> None:
         PayloadError: input that a person must mend.
     """
     args = modelopt_scripts.section(cfg, "args")
-    checks.one_process(cfg)
-    checks.known(args, KNOWN)
     output = Path(args[OUTPUT]).absolute()
     seed = int(cfg.get("seed") or 0)
     with tempfile.TemporaryDirectory() as scratch:
         loaded = models.load(str(args[MODEL]), MODEL, Path(scratch), seed, trust=bool(args.get("trust_remote_code")))
         shape = shapes.of(loaded.model.config)
-        count = modelopt_scripts.whole(args, "calib_num_samples", 1024)
-        length = modelopt_scripts.whole(args, "seq_length", 4096)
-        rows = models.texts(args.get(DATA), DATA, count, loaded.tokenizer)
-        batches = models.blocks(rows, loaded, length)
+        rows = _rows(args)
+        batches = models.blocks(rows, loaded, modelopt_scripts.whole(args, "seq_length", 4096))
         importance = minitron.measure(loaded.model, batches)
         print(f"layers by importance: {minitron.kept_layers(importance, shape.num_layers)}", flush=True)
         if args.get("prune_export_config") is not None:
@@ -125,21 +132,27 @@ def run(cfg: Mapping[str, Any]) -> None:
     )
 
 
+def _rows(args: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return models.rows(args.get(DATA), DATA, modelopt_scripts.whole(args, "calib_num_samples", 1024))
+
+
+def _check_size(name: str, size: Any) -> None:
+    key = "args.prune_export_config"
+    if name not in shapes.HPARAMS:
+        raise PayloadError(
+            "config_invalid", f"{key}: has the key {name}; its keys are {', '.join(shapes.HPARAMS)}", "Mend the key."
+        )
+    modelopt_scripts.whole({f"{key}.{name}": size}, f"{key}.{name}", 1)
+
+
 def exact(sizes: Mapping[str, Any], shape: Shape) -> Shape:
     """The shape that ``args.prune_export_config`` asks for.
 
     Raises:
-        PayloadError: a size that is unknown, is no whole number, is larger than the model's, or breaks its groups.
+        PayloadError: a size that is larger than the model's, or breaks its groups.
     """
     key = "args.prune_export_config"
     for name, size in sizes.items():
-        if name not in shapes.HPARAMS:
-            raise PayloadError(
-                "config_invalid",
-                f"{key}: has the key {name}; its keys are {', '.join(shapes.HPARAMS)}",
-                "Mend the key.",
-            )
-        modelopt_scripts.whole({f"{key}.{name}": size}, f"{key}.{name}", 1)
         if int(size) > getattr(shape, name):
             raise PayloadError(
                 "target_larger_than_model",

@@ -51,7 +51,10 @@ def check(cfg: Mapping[str, Any]) -> None:
             f"args.{RECIPE}={recipe}: backend=inprocess knows {', '.join(RECIPES)}",
             "Take one of them, or backend=script, whose container may know more.",
         )
+    checks.one_process(cfg)
     checks.known(args, KNOWN)
+    _rows(args)
+    modelopt_scripts.whole(args, "calib_seq_length", 512)
     for key in ("tp", "pp", "ep", "etp"):
         if modelopt_scripts.whole(args, key, 1) != 1:
             raise PayloadError(
@@ -66,7 +69,6 @@ def run(cfg: Mapping[str, Any]) -> None:
         PayloadError: input that a person must mend.
     """
     args = modelopt_scripts.section(cfg, "args")
-    checks.one_process(cfg)
     recipe = str(args.get(RECIPE) or "fp8")
     if recipe in NEEDS_CUDA and not cpu.has_cuda():
         raise PayloadError(
@@ -79,10 +81,8 @@ def run(cfg: Mapping[str, Any]) -> None:
     megatron.enable()
     loaded = models.load(str(args[MODEL]), MODEL, output / "base", seed, trust)
     _check_sizes(recipe, loaded.model)
-    count = modelopt_scripts.whole(args, "calib_size", 512)
-    length = modelopt_scripts.whole(args, "calib_seq_length", 512)
-    rows = models.texts(args.get(DATA), DATA, count, loaded.tokenizer)
-    batches = models.blocks(rows, loaded, length)
+    rows = _rows(args)
+    batches = models.blocks(rows, loaded, modelopt_scripts.whole(args, "calib_seq_length", 512))
     if len(rows) < QUALITY_ROWS:
         print(f"calibrated on {len(rows)} rows: says that it works, nothing about quality", flush=True)
     full = models.logits(loaded.model, batches[0])
@@ -108,6 +108,10 @@ def run(cfg: Mapping[str, Any]) -> None:
         **found,
         **hf_checkpoint.tokenizer_facts(output / "hf"),
     )
+
+
+def _rows(args: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return models.rows(args.get(DATA), DATA, modelopt_scripts.whole(args, "calib_size", 512))
 
 
 def _check_sizes(recipe: str, model: Any) -> None:
