@@ -204,4 +204,4 @@ def _write(model: Any, loaded: models.Loaded, step: int, output: Path, seed: int
     hf_checkpoint.put(partial, target)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     with megatron.imported(str(target), seed, trust) as converted:
-        megatron.save(converted, output / "checkpoints", str(target), step, trust)
+        megatron.save(converted, output / "checkpoints", loaded.path, step, trust)

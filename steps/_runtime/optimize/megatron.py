@@ -60,8 +60,11 @@ def logits(model: Any, batch: Any) -> Any:
         return model(batch, places, future).float()
 
 
-def save(model: Any, directory: Path, tokenizer: str, step: int = 0, trust: bool = False) -> None:
-    """Write ``directory/iter_<step>`` with the state of ModelOpt, the tokenizer and run_config.yaml, no optimizer."""
+def save(model: Any, directory: Path, hf: str, step: int = 0, trust: bool = False) -> None:
+    """Write ``directory/iter_<step>``: weights, state of ModelOpt, tokenizer, run_config.yaml; no optimizer.
+
+    ``hf`` is the model of whose shape and tokenizer it is; run_config.yaml names it.
+    """
     from megatron.bridge.training.checkpointing import get_checkpoint_name, save_checkpoint, save_tokenizer_assets
     from megatron.bridge.training.config import CheckpointConfig, ConfigContainer, LoggerConfig
     from megatron.bridge.training.model_load_save import OptimizerConfig
@@ -73,9 +76,10 @@ def save(model: Any, directory: Path, tokenizer: str, step: int = 0, trust: bool
     config = get_model_config(model)
     # A loader of a quantized model scales its weights before it reads them; they must be numbers by then.
     config.perform_initialization = True
+    config.hf_model_id = hf
     words = TokenizerConfig(
         tokenizer_type="HuggingFaceTokenizer",
-        tokenizer_model=tokenizer,
+        tokenizer_model=hf,
         hf_tokenizer_kwargs={"trust_remote_code": True} if trust else {},
     )
     state = GlobalState()

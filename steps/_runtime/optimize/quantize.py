@@ -87,6 +87,7 @@ def run(cfg: Mapping[str, Any]) -> None:
         print(f"calibrated on {len(rows)} rows: says that it works, nothing about quality", flush=True)
     full = models.logits(loaded.model, batches[0])
     loss_before = models.loss(loaded.model, batches)
+    parameters = loaded.model.num_parameters()  # before packing, which puts several weights into one element
     payload.progress(1, 3, loss=loss_before)
 
     with models.saving(output):
@@ -98,7 +99,7 @@ def run(cfg: Mapping[str, Any]) -> None:
         backend="inprocess",
         recipe=recipe,
         base_model="untrained tiny_llama" if loaded.scratch else loaded.path,
-        parameters=loaded.model.num_parameters(),
+        parameters=parameters,
         calibration_rows=len(rows),
         calibration_tokens=sum(b.numel() for b in batches),
         quality_can_be_judged=len(rows) >= QUALITY_ROWS and not loaded.scratch,
