@@ -169,11 +169,20 @@ ERRORS = {
     "data_prep/sft_packing": "tokenizer_mismatch seq_length_mismatch too_many_tiny_shards bad_loss_masks",
     "env/env_toml": "missing_parent_profile env_vars_clobbered rlhf_genrm_server_missing",
     "optimize/modelopt/distill": "mock_data_used_as_quality_signal teacher_student_or_tokenizer_mismatch "
-    "output_dir_overlaps_checkpoint_roots wandb_not_inherited",
+    "output_dir_overlaps_checkpoint_roots wandb_not_inherited "
+    "world_size_not_divisible data_missing data_invalid loss_not_finite checkpoint_mismatch "
+    "script_missing model_missing model_invalid output_missing architecture_unsupported "
+    "cpu_model_too_large cpu_unsupported disk_full oom",
     "optimize/modelopt/prune": "target_and_export_config_both_set output_path_overlaps_input modelopt_package_drift "
-    "invalid_parallel_divisibility",
+    "invalid_parallel_divisibility "
+    "target_missing target_larger_than_model target_unreachable script_missing model_missing "
+    "model_invalid output_missing architecture_unsupported calibration_missing calibration_invalid "
+    "dataset_missing dataset_invalid cpu_model_too_large disk_full oom",
     "optimize/modelopt/quantize": "unsupported_quant_recipe world_size_not_divisible source_checkpoint_overwritten "
-    "tiny_calibration_used_as_quality_signal",
+    "tiny_calibration_used_as_quality_signal "
+    "script_missing model_missing model_invalid output_missing architecture_unsupported "
+    "calibration_missing calibration_invalid dataset_missing dataset_invalid cpu_model_too_large "
+    "cpu_unsupported disk_full oom",
     "sdg/data_designer": "provider_secret_resolved_into_yaml unknown_model_provider projection_schema_mismatch "
     "unvalidated_generation_scaled",
 }
@@ -202,12 +211,14 @@ PARAMETERS = {
     'chat_template="nano3" num_shards=128 train_ratio=0.98 valid_ratio=0.01 test_ratio=0.01',
     "env/env_toml": 'output_path="env.lepton.toml, env.slurm.toml, or env.dgxcloud.toml from the selected config" '
     "force=false sections",
-    "optimize/modelopt/distill": "args.teacher_hf_path args.student_hf_path args.data_paths args.output_dir "
+    "optimize/modelopt/distill": 'backend="script"(script|inprocess) '
+    "args.teacher_hf_path args.student_hf_path args.data_paths args.output_dir "
     "args.use_mock_data=false args.hf_export_path extra_args=[]",
-    "optimize/modelopt/prune": "args.hf_model_name_or_path args.output_hf_path args.prune_target_params=6000000000.0 "
+    "optimize/modelopt/prune": 'backend="script"(script|inprocess) '
+    "args.hf_model_name_or_path args.output_hf_path args.prune_target_params=6000000000.0 "
     "args.prune_export_config args.hparams_to_skip args.pp_size extra_args=[]",
-    "optimize/modelopt/quantize": 'args.hf_model_id args.export_quant_cfg="fp8" args.calib_size=512 '
-    "args.megatron_save_path args.tp args.pp extra_args=[]",
+    "optimize/modelopt/quantize": 'backend="script"(script|inprocess) args.hf_model_id args.export_quant_cfg="fp8" '
+    "args.calib_size=512 args.megatron_save_path args.tp args.pp extra_args=[]",
     "sdg/data_designer": "num_records=1000 seed_dataset.path providers models.provider columns "
     "output_projection.type(openai_messages|structured_messages|dpo_preference)",
 }
@@ -240,6 +251,7 @@ IDS = sorted(TABLE)
 READY = {
     *("convert/hf_to_megatron", "convert/megatron_to_hf", "convert/merge_lora"),
     *("data_prep/pretrain_prep", "data_prep/rl_prep", "data_prep/sft_packing", "env/env_toml"),
+    *("optimize/modelopt/distill", "optimize/modelopt/prune", "optimize/modelopt/quantize"),
 }
 PLANNED = sorted(set(IDS) - READY)
 

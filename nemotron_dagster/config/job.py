@@ -10,7 +10,7 @@ from nemotron_dagster.config.overrides import apply
 from nemotron_dagster.config.profiles import Environment
 
 #: Keys of run.env that the step's YAML wins over the profile.
-YAML_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node")
+YAML_WINS = ("container_image", "nodes", "gpus_per_node", "ntasks_per_node", "nproc_per_node", "workdir")
 
 
 def build_job(

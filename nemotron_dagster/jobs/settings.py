@@ -80,6 +80,9 @@ class CommonSettings(BaseModel):
     run_command: str | None = Field(
         None, description="Command instead of the default one, with {script} and {config}; the runspec's cmd wins."
     )
+    workdir: str | None = Field(
+        None, description="Directory that the payload starts in; default: the runspec's. `.` is the job's own."
+    )
     remote_job_dir: str | None = Field(None, description="Directory below which jobs are kept on the target.")
     python: str | None = Field(None, description="Interpreter of the payload.")
     workspace: str | None = Field(None, description="Root of the shared storage, for other keys to refer to.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import optimize_run
 import pytest
 import yaml
 from interpreters import payload_python
@@ -31,3 +33,11 @@ def roman_rows() -> Callable[[str], list[tuple[dict[str, Any], str | None]]]:
 @pytest.fixture(scope="session")
 def data_python() -> str:
     return payload_python("data")
+
+
+@pytest.fixture(scope="session")
+def roman_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face model of 0.5 M parameters that has learnt to write Roman numerals fairly well."""
+    folder = tmp_path_factory.mktemp("roman") / "model"
+    optimize_run.python(optimize_run.TRAIN, folder, REPOSITORY / "steps/sft/automodel/data/tiny.jsonl")
+    return folder
