@@ -46,7 +46,7 @@ def pairs(strategy: str, count: int) -> list[tuple[int, int]]:
     """Which of ``count`` answers are compared: each with the next one of a circle, or all with all."""
     if strategy == "all_pairs":
         return list(itertools.combinations(range(count), 2))
-    return [(i, (i + 1) % count) for i in range(count)]
+    return [(i, (i + 1) % count) for i in range(count)] if count > 1 else []
 
 
 def question(rules: Rules, asked: Messages, first: str, second: str) -> Messages:

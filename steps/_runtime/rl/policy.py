@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from _runtime import chat_data, cpu, hf_checkpoint
 from _runtime.payload import PayloadError
-from _runtime.rl import megatron
+from _runtime.rl import conversion
 from _runtime.rl.settings import at
 
 KEY = "policy.model_name"
@@ -23,8 +23,10 @@ class Policy:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find(cfg: Mapping[str, Any], output: Path, seed: int) -> Policy:
+def find(cfg: Mapping[str, Any], output: Path, seed: int, launcher: Sequence[str] = ()) -> Policy:
     """Settle on the policy; what has to be made for it is made below ``output``.
+
+    ``launcher`` starts a Python that has Megatron-Bridge, where this one has not.
 
     Raises:
         PayloadError: there is none, or it is no model.
@@ -39,9 +41,10 @@ def find(cfg: Mapping[str, Any], output: Path, seed: int) -> Policy:
         made = output / "base"
         return Policy(str(made), {"base_model": "tiny_llama", "warm_start": warm_start.make(made, "policy", seed)})
     path = Path(name).expanduser()
-    if megatron.is_checkpoint(path):
+    if conversion.is_checkpoint(path):
         exported = output / "policy_hf"
-        megatron.to_hf(path, exported)
+        named = at(cfg, "policy.hf_model_id")
+        conversion.to_hf(path, exported, str(named) if named else None, launcher)
         return Policy(str(exported), {"base_model": str(path), "exported_from_megatron": True})
     hf_checkpoint.check_base(name, KEY)
     return Policy(str(path) if hf_checkpoint.is_local(name) else name, {"base_model": name})

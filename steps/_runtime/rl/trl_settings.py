@@ -17,7 +17,7 @@ HONOURED = (
     "backend", "defaults", "checkpointing.", "logger.log_dir", "logger.wandb", "logger.tensorboard_enabled",
     "data.manifest_path", "data.allow_train_as_validation", "data.train.", "data.validation.", "data.default.",
     "data.shuffle", "data.num_workers",
-    "policy.model_name", "policy.tokenizer.name", "policy.train_", "policy.max_total_sequence_length",
+    "policy.model_name", "policy.hf_model_id", "policy.tokenizer.name", "policy.train_", "policy.max_total_sequence_length",
     "policy.precision", "policy.max_grad_norm", "policy.optimizer", "policy.scheduler",
     "policy.dtensor_cfg.activation_checkpointing", "policy.generation.max_new_tokens", "policy.generation.temperature",
     "policy.generation.top_", "dpo.max_num_", "dpo.val_", "dpo.seed", "dpo.reference_policy_kl_penalty",

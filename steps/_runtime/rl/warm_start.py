@@ -99,7 +99,7 @@ def teach(model: Any, tokenizer: Any, row: Callable[[random.Random], Row], steps
         optimizer.step()
         schedule.step()
     model.eval()
-    return round(float(loss), 4)
+    return round(loss.item(), 4)
 
 
 def _batch(tokenizer: Any, rows: list[Row]) -> tuple[dict[str, Any], Any]:
@@ -110,10 +110,11 @@ def _batch(tokenizer: Any, rows: list[Row]) -> tuple[dict[str, Any], Any]:
     for asked, answer in rows:
         text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
         start = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids.append(start + tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
+        ids.append(start + tokenizer(f"{answer}{tokenizer.eos_token}\n", add_special_tokens=False)["input_ids"])
         answers.append(len(start))
     size = (len(ids), max(map(len, ids)))
-    tokens, mask, labels = torch.full(size, tokenizer.pad_token_id), torch.zeros(size, dtype=torch.long), torch.full(size, -100)
+    tokens, labels = torch.full(size, tokenizer.pad_token_id), torch.full(size, -100)
+    mask = torch.zeros(size, dtype=torch.long)
     for i, (row, start_at) in enumerate(zip(ids, answers, strict=True)):
         tokens[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
