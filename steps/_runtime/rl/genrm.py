@@ -1,10 +1,10 @@
 """Rewards of a judge: the answers to each prompt are compared by a generative reward model (GenRM).
 
-    env.judge.base_url       an OpenAI-compatible endpoint; null serves the checkpoint itself, for the run
-    env.judge.model          its name there; null: that of the checkpoint
-    env.judge.{api_key_env, timeout_s, max_retries, at_once, roles}
-    env.nemo_gym.genrm_compare.resources_servers.genrm_compare.*     what is compared, as in NeMo-Gym
-    env.nemo_gym.genrm_model.responses_api_models.genrm_model.model  the checkpoint
+env.judge.base_url       an OpenAI-compatible endpoint; null serves the checkpoint itself, for the run
+env.judge.model          its name there; null: that of the checkpoint
+env.judge.{api_key_env, timeout_s, max_retries, at_once, roles}
+env.nemo_gym.genrm_compare.resources_servers.genrm_compare.*     what is compared, as in NeMo-Gym
+env.nemo_gym.genrm_model.responses_api_models.genrm_model.model  the checkpoint
 """
 
 from __future__ import annotations

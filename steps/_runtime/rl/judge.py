@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -78,7 +77,7 @@ def _ask(endpoint: Endpoint, key: str | None, asked: Messages) -> str:
             why = f"HTTP {e.code}: {_short(e.read())}"
             if e.code not in RETRIED:
                 break
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, socket.timeout) as e:
+        except (TimeoutError, urllib.error.URLError, http.client.HTTPException, ConnectionError) as e:
             why = f"{type(e).__name__}: {getattr(e, 'reason', e)}"
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
             why = f"no chat completion in the reply ({type(e).__name__}: {e})"

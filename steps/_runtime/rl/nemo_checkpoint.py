@@ -11,7 +11,8 @@ from typing import Any
 
 from _runtime import hf_checkpoint
 from _runtime.payload import PayloadError
-from _runtime.rl import conversion, publish as published
+from _runtime.rl import conversion
+from _runtime.rl import publish as published
 from _runtime.rl.settings import at, put
 
 _STEP = re.compile(r"step_(\d+)")
@@ -43,7 +44,9 @@ def publish(step: Path, output: Path, start: str, workdir: Path, launcher: Seque
     if conversion.is_checkpoint(weights):
         published.from_megatron(weights, output, start, launcher)
         return
-    whole = [p for p in (weights / "model" / "consolidated", weights / "model", weights) if (p / "config.json").is_file()]
+    whole = [
+        p for p in (weights / "model" / "consolidated", weights / "model", weights) if (p / "config.json").is_file()
+    ]
     if whole:
         published.from_hf(whole[0], words if words.is_dir() else whole[0], output, launcher)
         return

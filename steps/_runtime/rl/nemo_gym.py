@@ -7,22 +7,23 @@ NeMo-RL makes data sets, policy and rollouts; NeMo-Gym's servers give the reward
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
+from _runtime import payload
 from _runtime.payload import PayloadError
 from _runtime.rl import nemo_gym_servers
 from _runtime.rl.settings import at, put
 
 
-def main(argv: list[str]) -> None:
-    """Train as the config file and the overrides say."""
+def main(cfg: dict[str, Any]) -> None:
+    """Train as the config says, the overrides of the command line over it."""
     from omegaconf import OmegaConf
 
-    file, overrides = argv[argv.index("--config") + 1], [a for a in argv if "=" in a and not a.startswith("--")]
-    merged = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(overrides))
-    cfg = OmegaConf.to_container(merged, resolve=True)
-    assert isinstance(cfg, dict)
-    train({str(k): v for k, v in cfg.items()})
+    overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("--config")]
+    merged = OmegaConf.to_container(OmegaConf.merge(cfg, OmegaConf.from_dotlist(overrides)), resolve=True)
+    assert isinstance(merged, dict)
+    train({str(k): v for k, v in merged.items()})
 
 
 def train(cfg: dict[str, Any]) -> None:
@@ -124,11 +125,4 @@ def size_validation(cfg: dict[str, Any], rows: int | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except PayloadError as e:
-        print(f"error: {e.message}\n{e.recovery}", file=sys.stderr, flush=True)
-        from _runtime import payload
-
-        payload._send("error", name=e.name, message=e.message, recovery=e.recovery)
-        sys.exit(payload.BAD_INPUT)
+    payload.run(main, Path("nemo_rl.yaml"))

@@ -1,4 +1,4 @@
-"""The servers of NeMo-Gym as one mapping: its own config files, what our config says over them, and the policy's URLs."""
+"""The servers of NeMo-Gym as one mapping: its own config files, our settings over them, and the policy's URLs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _file(name: str) -> Path:
 
 
 def _one_implementation(servers: dict[str, Any], name: str, server: Any) -> None:
-    """NeMo-Gym takes one per server; a file and our config may have named two: ours is the one with the server's name."""
+    """NeMo-Gym takes one per server; where a file and our settings name two, the one with the server's name stays."""
     models = server.get("responses_api_models") if isinstance(server, dict) else None
     found = [k for k, v in models.items() if isinstance(v, dict)] if isinstance(models, dict) else []
     if not isinstance(models, dict) or not found:

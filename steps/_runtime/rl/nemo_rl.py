@@ -51,7 +51,12 @@ def run(cfg: dict[str, Any], output: Path, algorithm: str) -> None:
         print("checkpointing.save_consolidated=true is handed over: what is saved has to be published", flush=True)
     config = output / "nemo_rl.yaml"
     write(cfg, config)
-    command = [sys.executable, *(["-P", "-m", "_runtime.rl.nemo_gym"] if gym else [str(script)]), "--config", str(config)]
+    command = [
+        sys.executable,
+        *(["-P", "-m", "_runtime.rl.nemo_gym"] if gym else [str(script)]),
+        "--config",
+        str(config),
+    ]
     command += overrides(sys.argv[1:])
     print("NeMo-RL: " + " ".join(command), flush=True)
     before = metrics.load(output)
@@ -133,7 +138,13 @@ def _train(command: list[str], workdir: Path, first: int) -> list[dict[str, floa
         "PYTHONPATH": os.pathsep.join([steps, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     child = subprocess.Popen(
-        command, cwd=workdir, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        cwd=workdir,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     stopped = False
 

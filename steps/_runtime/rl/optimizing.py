@@ -1,7 +1,7 @@
 """The optimizer and the learning-rate schedule that a NeMo-RL config names: classes of torch with their arguments.
 
-    optimizer: {name: torch.optim.AdamW, kwargs: {lr: 1e-6, ...}}    or, in short, {name: adamw, lr: 1e-6}
-    scheduler: one {name, kwargs} of torch.optim.lr_scheduler, or a list of them that ends with {milestones: [...]}
+optimizer: {name: torch.optim.AdamW, kwargs: {lr: 1e-6, ...}}    or, in short, {name: adamw, lr: 1e-6}
+scheduler: one {name, kwargs} of torch.optim.lr_scheduler, or a list of them that ends with {milestones: [...]}
 """
 
 from __future__ import annotations

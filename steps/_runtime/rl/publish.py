@@ -13,7 +13,15 @@ from _runtime.rl import conversion
 
 HF, MEGATRON = "hf", "megatron"
 _MODEL = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
-_WORDS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja", "*.tiktoken")
+_WORDS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "*.tiktoken",
+)
 
 
 def from_hf(model: Path, words: Path, output: Path, launcher: Sequence[str] = ()) -> None:

@@ -19,8 +19,10 @@ from typing import Any
 
 from _runtime.rl.layouts import Fault, Messages, prompt
 
-ANSWERS = ("expected_answer", "answer", "ground_truth", "reward_model.ground_truth", "solution", "final_answer", "label",
-           "output")  # fmt: skip
+ANSWERS = (
+    *("expected_answer", "answer", "ground_truth", "reward_model.ground_truth", "solution", "final_answer", "label"),
+    "output",
+)
 DECLARED = ("verifier", "env_name", "environment")
 # What NeMo-Gym's agents check like: by the beginning of their names.
 AGENTS = {"math_with_judge": "math", "math_with_autograder": "math", "string_match": "exact"}

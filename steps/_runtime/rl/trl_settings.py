@@ -17,7 +17,8 @@ HONOURED = (
     "backend", "defaults", "checkpointing.", "logger.log_dir", "logger.wandb", "logger.tensorboard_enabled",
     "data.manifest_path", "data.allow_train_as_validation", "data.train.", "data.validation.", "data.default.",
     "data.shuffle", "data.num_workers",
-    "policy.model_name", "policy.hf_model_id", "policy.tokenizer.name", "policy.train_", "policy.max_total_sequence_length",
+    "policy.model_name", "policy.hf_model_id", "policy.tokenizer.name", "policy.train_",
+    "policy.max_total_sequence_length",
     "policy.precision", "policy.max_grad_norm", "policy.optimizer", "policy.scheduler",
     "policy.dtensor_cfg.activation_checkpointing", "policy.generation.max_new_tokens", "policy.generation.temperature",
     "policy.generation.top_", "dpo.max_num_", "dpo.val_", "dpo.seed", "dpo.reference_policy_kl_penalty",
@@ -27,6 +28,8 @@ HONOURED = (
     "loss_fn.sequence_level_importance_ratios", "env.math.reward_", "env.judge.", "env.should_use_nemo_gym",
     "env.nemo_gym.genrm_compare.", "env.nemo_gym.genrm_model.responses_api_models.genrm_model.model",
 )  # fmt: skip
+
+_COMPARE = "env.nemo_gym.genrm_compare.resources_servers.genrm_compare"
 
 #: What must be so, since TRL does nothing else.
 ONLY: Mapping[str, Any] = {
@@ -60,7 +63,7 @@ ONLY: Mapping[str, Any] = {
     "checkpointing.enabled": True,
     "checkpointing.checkpoint_must_save_by": None,
     "env.use_genrm_compare": True,
-    f"{(_COMPARE := 'env.nemo_gym.genrm_compare.resources_servers.genrm_compare')}.aggregator_method": "simple_tiebreaker",
+    f"{_COMPARE}.aggregator_method": "simple_tiebreaker",
     **{
         f"{_COMPARE}.{name}": 0
         for name in (
