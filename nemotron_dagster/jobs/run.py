@@ -39,6 +39,7 @@ from nemotron_dagster.jobs.submission import (
     payload_python,
     references,
     variables,
+    workdir,
 )
 from nemotron_dagster.jobs.target import State, Status, Target, relocation_of
 from nemotron_dagster.jobs.watch import Watch
@@ -227,15 +228,15 @@ def check_hardware(target: Target, spec: JobSpec) -> None:
     offered = target.hardware()
     if offered is None:
         return
-    needed, nodes, workdir = gpus_per_node(spec), node_count(spec), spec.step.runspec and spec.step.runspec.workdir
+    needed, nodes, place = gpus_per_node(spec), node_count(spec), workdir(spec)
     if offered.nodes is not None and nodes > offered.nodes:
         raise PreflightError(
             f"{spec.step.id} -c {spec.config} needs {nodes} nodes; {offered.where} has {offered.nodes}. "
             "Use -c tiny, a profile of a cluster (-r PROFILE), or run.env.nodes=1."
         )
-    if workdir and not target.cluster and not Path(workdir).is_dir():
+    if place and not target.cluster and not Path(place).is_dir():
         raise PreflightError(
-            f"{spec.step.id} runs in {workdir}, which is not on this machine: it is part of its container image. "
+            f"{spec.step.id} runs in {place}, which is not on this machine: it is part of its container image. "
             "Use a profile that runs containers (-r PROFILE)."
         )
     if offered.gpus_per_node is not None and needed > offered.gpus_per_node:

@@ -159,7 +159,7 @@ def submission(
         processes_per_node=_processes(spec),
         mounts=tuple(env.get("mounts") or ()),
         startup=tuple(f'eval "${_STARTUP}{i}"' if _hidden(c) else c for i, c in enumerate(_startup(env))),
-        workdir=step.runspec.workdir,
+        workdir=workdir(spec),
         mode=str(spec.run.get("mode") or "local"),
     )
 
@@ -208,6 +208,13 @@ def _hidden(command: str) -> bool:
 def node_count(spec: JobSpec) -> int:
     """Nodes: the config's or the profile's, else the runspec's."""
     return _number(spec, "nodes") or (spec.step.runspec.nodes if spec.step.runspec else 1)
+
+
+def workdir(spec: JobSpec) -> str | None:
+    """Where the payload starts: the config's ``run.workdir``, null for the target's own place; else the runspec's."""
+    if "workdir" in spec.run:
+        return str(spec.run["workdir"]) if spec.run["workdir"] else None
+    return spec.step.runspec.workdir if spec.step.runspec else None
 
 
 def gpus_per_node(spec: JobSpec) -> int:
