@@ -121,7 +121,12 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(whole: Run, 
 def test_output_of_rl_prep_is_what_is_trained_on(whole: Run, tmp_path: Path, data_python: str) -> None:
     out = prepared(tmp_path, data_python, STEPS / "data_prep" / "rl_prep" / "data" / "pairs.jsonl")
     said = json.loads((out / "manifest.json").read_text())
-    keys = {TRAIN: str(out), VALIDATION: str(out), MODEL: str(whole.out / "base"), "policy.max_total_sequence_length": 256}
+    keys = {
+        TRAIN: str(out),
+        VALIDATION: str(out),
+        MODEL: str(whole.out / "base"),
+        "policy.max_total_sequence_length": 256,
+    }
     run = Run("dpo", tmp_path / "run", {**SHORT, **keys, "dpo.max_num_steps": 2}).finish()
     assert (run.facts()["rows"], run.facts()["validation_rows"]) == (said["rows"]["train"], said["rows"]["val"])
 
@@ -136,7 +141,7 @@ RANKED = {"context": [{"role": "user", "content": "9?"}], "completions": [
     ("overrides", "given", "name", "part"),
     [
         ({}, [GOOD, {**GOOD, "rejected": "IX"}], "inverted_preference_pairs", "line 2: chosen and rejected are equal"),
-        ({}, [{**GOOD, "chosen_score": 1, "rejected_score": 2.5}], "inverted_preference_pairs", "chosen_score=1 is below"),
+        ({}, [{**GOOD, "chosen_score": 1, "rejected_score": 2.5}], "inverted_preference_pairs", "chosen_score=1 is"),
         ({}, [RANKED], "inverted_preference_pairs", "one rank"),
         ({}, [{"prompt": "a", "expected_answer": "b"}], "dataset_invalid", "no preference pair: no chosen, rejected"),
         ({}, ["{not json"], "dataset_invalid", "line 1: not JSON"),
@@ -169,7 +174,11 @@ def test_bad_input_is_told_before_training(
     ("file", "change", "name"),
     [
         ("tokenizer_config.json", {"chat_template": None}, "chat_template_missing"),
-        ("config.json", {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32}, "cpu_model_too_large"),
+        (
+            "config.json",
+            {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32},
+            "cpu_model_too_large",
+        ),
     ],
     ids=["no_template", "too_large"],
 )

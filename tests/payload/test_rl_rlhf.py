@@ -124,9 +124,8 @@ def test_busy_judge_is_asked_again_and_the_key_is_sent(monkeypatch: pytest.Monke
 
 
 def test_judge_that_refuses_is_not_asked_again() -> None:
-    with stand_in_judge(lambda n, body: (401, "no")) as seen:
-        with pytest.raises(PayloadError, match="HTTP 401") as told:
-            judge.ask_all(judge.Endpoint(seen.url, "j", pause_s=0.01), [ASKED])
+    with stand_in_judge(lambda n, body: (401, "no")) as seen, pytest.raises(PayloadError, match="HTTP 401") as told:
+        judge.ask_all(judge.Endpoint(seen.url, "j", pause_s=0.01), [ASKED])
     assert told.value.name == "genrm_server_not_ready" and len(seen.bodies) == 1
 
 

@@ -126,7 +126,7 @@ def test_verifier_accepts_what_is_right_and_nothing_else(row: dict[str, Any], an
     ],
 )
 def test_row_that_cannot_be_verified_is_refused_by_name(row: dict[str, Any], name: str, part: str) -> None:
-    with pytest.raises(Fault, match=".") as told:
+    with pytest.raises(Fault) as told:
         verify(row, "1")
     assert told.value.name == name and part in str(told.value)
 
@@ -144,7 +144,12 @@ GOOD = {"prompt": "What is 9 in Roman numerals?", "expected_answer": "IX"}
         ({TRAIN: "/path/to/train.jsonl"}, None, "dataset_missing", "is not set"),
         ({"grpo.num_prompts_per_step": 7}, None, "rollout_batch_not_divisible", "7 x"),
         ({"grpo.num_generations_per_prompt": 1}, None, "config_invalid", "at least 2"),
-        ({"grpo.use_leave_one_out_baseline": True}, None, "trl_unsupported", "use_leave_one_out_baseline=false (is true)"),
+        (
+            {"grpo.use_leave_one_out_baseline": True},
+            None,
+            "trl_unsupported",
+            "use_leave_one_out_baseline=false (is true)",
+        ),
     ],
 )
 def test_bad_input_is_told_before_training(
@@ -160,7 +165,9 @@ def test_bad_input_is_told_before_training(
 
 def test_bundled_rows_keep_the_held_out_numbers_for_validation() -> None:
     asked = {
-        split: [int(json.loads(line)["prompt"].split()[2]) for line in (ROOT / "rlvr" / "data" / f"{split}.jsonl").open()]
+        split: [
+            int(json.loads(line)["prompt"].split()[2]) for line in (ROOT / "rlvr" / "data" / f"{split}.jsonl").open()
+        ]
         for split in ("train", "val")
     }
     assert sorted(asked["val"]) == HELD_OUT
