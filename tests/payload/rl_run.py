@@ -85,6 +85,28 @@ class Run:
         return {m["step"]: m["metrics"][name] for m in self.messages("progress") if name in m["metrics"]}
 
 
+def refusals(step: str, folder: Path, cases: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(error, message) of each configuration, all tried in one process; every error says what to do next."""
+    runs = [Run(step, folder / str(i), overrides) for i, overrides in enumerate(cases)]
+    code = """
+import json, os, sys
+from pathlib import Path
+from _runtime import payload
+from _runtime.rl import start
+os.environ["NEMOTRON_STEP_DIR"], told = sys.argv[1], []
+for file in sys.argv[3:]:
+    try:
+        start.run(payload.load_config(Path(file), ["--config", file]), sys.argv[2])
+        told.append(["nothing", "it was accepted", "x"])
+    except payload.PayloadError as e:
+        told.append([e.name, e.message, e.recovery])
+print(json.dumps(told))
+"""
+    told = python(code, ROOT / step, step, *(run.folder / "config.yaml" for run in runs))
+    assert all(recovery for *_, recovery in told), told
+    return [(name, message) for name, message, _ in told]
+
+
 def passed(step: int) -> Callable[[Run], bool]:
     """Has training reported that step?"""
     return lambda run: any((m["step"] or 0) >= step for m in run.messages("progress"))

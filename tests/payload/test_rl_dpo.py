@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 from interpreters import STEPS
-from rl_run import ROOT, Run, answers, passed, prepared, python, rows
+from rl_run import ROOT, Run, answers, passed, prepared, python, refusals, rows
 
 from nemotron_dagster.artifacts.types import checkpoint_hf, checkpoint_megatron
 
 TRAIN, VALIDATION, MODEL = "data.train.data_path", "data.validation.data_path", "policy.model_name"
-SHORT = {"dpo.max_num_steps": 4, "checkpointing.save_period": 2, "dpo.val_period": 4}
 
 
 @pytest.fixture(scope="module")
@@ -72,43 +71,36 @@ if __name__ == "__main__":
     assert python(code, moved / "megatron", tmp_path / "back") == [True, 0.0]
 
 
-def test_megatron_policy_is_exported_and_trained_on(whole: Run, tmp_path: Path) -> None:
-    run = Run("dpo", tmp_path, {**SHORT, MODEL: str(whole.out / "megatron"), "dpo.max_num_steps": 2}).finish()
-    assert run.facts()["exported_from_megatron"] is True
-    assert run.metrics("accuracy").keys() == {1, 2}
-    assert (run.out / "policy_hf" / "model.safetensors").is_file()
+def test_rows_of_rl_prep_train_a_megatron_policy(whole: Run, tmp_path: Path, data_python: str) -> None:
+    out = prepared(tmp_path, data_python, STEPS / "data_prep" / "rl_prep" / "data" / "pairs.jsonl")
+    said = json.loads((out / "manifest.json").read_text())
+    given = {TRAIN: str(out), VALIDATION: str(out), MODEL: str(whole.out / "megatron")}
+    short = {"policy.max_total_sequence_length": 256, "dpo.max_num_steps": 2, "dpo.val_period": 2}
+    run = Run("dpo", tmp_path / "run", {**given, **short}).finish()
+    facts = run.facts()
+    assert (facts["rows"], facts["validation_rows"]) == (said["rows"]["train"], said["rows"]["val"])
+    assert facts["exported_from_megatron"] is True and (run.out / "policy_hf" / "model.safetensors").is_file()
+    assert sorted(run.metrics("accuracy")) == [1, 2] and run.metrics("validation_margin")[2] is not None
 
 
-def test_kill_and_rerun_ends_where_an_undisturbed_run_ends(whole: Run, tmp_path: Path) -> None:
-    settings = {MODEL: str(whole.out / "base"), "dpo.max_num_steps": 30, "checkpointing.save_period": 10}
-    run = Run("dpo", tmp_path, settings)
+def test_killed_and_stopped_run_ends_where_an_undisturbed_run_ends(whole: Run, tmp_path: Path) -> None:
+    run = Run("dpo", tmp_path, {MODEL: str(whole.out / "base"), "checkpointing.save_period": 10})
     process = run.start()
-    run.wait_for(process, passed(15))
+    run.wait_for(process, passed(13))
     process.send_signal(signal.SIGKILL)
     process.wait()
     torn = run.out / "checkpoint-20"  # as a kill in the middle of saving leaves it
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(run.out / "checkpoint-10", torn)
     (torn / "trainer_state.json").write_text('{"global_step": 2')
-    assert not (run.out / "megatron").exists()
-    run.finish()
-    assert run.facts()["resumed_from"] == 10 and "removed checkpoint-20" in run.log
-    assert list(run.metrics("loss")) == list(range(1, 31))
-    straight = whole.metrics("loss")
-    assert {s: v for s, v in run.metrics("loss").items() if s <= 20} == pytest.approx(
-        {s: v for s, v in straight.items() if s <= 20}, rel=1e-3
-    )
-
-
-def test_sigterm_saves_and_the_rerun_continues(whole: Run, tmp_path: Path) -> None:
-    run = Run("dpo", tmp_path, {MODEL: str(whole.out / "base"), "dpo.max_num_steps": 30})
     process = run.start()
-    run.wait_for(process, passed(3))
+    run.wait_for(process, passed(12))
     process.terminate()
-    assert process.wait(timeout=120) == 143
+    assert process.wait(timeout=300) == 143 and "removed checkpoint-20" in run.log
     assert not run.messages("result") and not (run.out / "megatron").exists()
     run.finish()
-    assert 3 <= run.facts()["resumed_from"] < 30 and run.facts()["steps"] == 30
+    assert run.facts()["resumed_from"] >= 12 and run.facts()["steps"] == 40
+    assert run.metrics("loss") == pytest.approx(whole.metrics("loss"), rel=1e-3)
 
 
 def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(whole: Run, tmp_path: Path) -> None:
@@ -118,77 +110,55 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(whole: Run, 
     assert list(run.out.glob("checkpoint-*/model.safetensors")) and not (run.out / "megatron").exists()
 
 
-def test_output_of_rl_prep_is_what_is_trained_on(whole: Run, tmp_path: Path, data_python: str) -> None:
-    out = prepared(tmp_path, data_python, STEPS / "data_prep" / "rl_prep" / "data" / "pairs.jsonl")
-    said = json.loads((out / "manifest.json").read_text())
-    keys = {
-        TRAIN: str(out),
-        VALIDATION: str(out),
-        MODEL: str(whole.out / "base"),
-        "policy.max_total_sequence_length": 256,
-    }
-    run = Run("dpo", tmp_path / "run", {**SHORT, **keys, "dpo.max_num_steps": 2}).finish()
-    assert (run.facts()["rows"], run.facts()["validation_rows"]) == (said["rows"]["train"], said["rows"]["val"])
-
-
 GOOD = {"prompt": "What is 9 in Roman numerals?", "chosen": "IX", "rejected": "ix"}
 RANKED = {"context": [{"role": "user", "content": "9?"}], "completions": [
     {"rank": 0, "completion": [{"role": "assistant", "content": "IX"}]},
     {"rank": 0, "completion": [{"role": "assistant", "content": "ix"}]}]}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("overrides", "given", "name", "part"),
-    [
-        ({}, [GOOD, {**GOOD, "rejected": "IX"}], "inverted_preference_pairs", "line 2: chosen and rejected are equal"),
-        ({}, [{**GOOD, "chosen_score": 1, "rejected_score": 2.5}], "inverted_preference_pairs", "chosen_score=1 is"),
-        ({}, [RANKED], "inverted_preference_pairs", "one rank"),
-        ({}, [{"prompt": "a", "expected_answer": "b"}], "dataset_invalid", "no preference pair: no chosen, rejected"),
-        ({}, ["{not json"], "dataset_invalid", "line 1: not JSON"),
-        ({}, [], "dataset_empty", "no rows"),
-        ({}, [GOOD], "dataset_empty", "1 rows do not fill one step of 16"),
-        ({TRAIN: None}, None, "dataset_missing", f"{TRAIN} is not set"),
-        ({TRAIN: "/none/here.jsonl"}, None, "dataset_missing", "/none/here.jsonl"),
-        ({VALIDATION: "${data.train.data_path}"}, [GOOD], "train_used_as_validation_unintentionally", "holds the rows"),
-        ({MODEL: None}, None, "model_missing", f"{MODEL} is not set"),
-        ({MODEL: "/none/here"}, None, "model_missing", "/none/here"),
-        ({"backend": "trll"}, None, "config_invalid", "backend=trll"),
-        ({"dpo.preference_average_log_probs": True, "policy.precision": "bfloat16"}, None, "trl_unsupported",
-         "dpo.preference_average_log_probs=false (is true), policy.precision=float32 (is bfloat16)"),
-        ({"policy.train_micro_batch_size": 5}, None, "batch_shape_not_divisible", "no multiple"),
-        ({"policy.optimizer.name": "torch.optim.Adamm", MODEL: "{base}"}, None, "config_invalid", "torch.optim.Adamm"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_told_before_training(
-    whole: Run, tmp_path: Path, overrides: dict[str, Any], given: list[Any] | None, name: str, part: str
-) -> None:
-    settings = {k: v.format(base=whole.out / "base") if v == "{base}" else v for k, v in overrides.items()}
-    if given is not None:
-        settings = {TRAIN: str(rows(tmp_path / "given.jsonl", *given)), **settings}
-    error = (run := Run("dpo", tmp_path, settings)).refused()
-    assert (error["name"], part in error["message"]) == (name, True), error
-    assert not run.messages("progress")
+CASES: list[tuple[dict[str, Any], list[Any] | None, str, str]] = [
+    ({}, [GOOD, {**GOOD, "rejected": "IX"}], "inverted_preference_pairs", "line 2: chosen and rejected are equal"),
+    ({}, [{**GOOD, "chosen_score": 1, "rejected_score": 2.5}], "inverted_preference_pairs", "chosen_score=1 is below"),
+    ({}, [RANKED], "inverted_preference_pairs", "one rank"),
+    ({}, [{"prompt": "a", "expected_answer": "b"}], "dataset_invalid", "no preference pair: no chosen, rejected"),
+    ({}, ["{not json"], "dataset_invalid", "line 1: not JSON"),
+    ({}, [], "dataset_empty", "no rows"),
+    ({}, [GOOD], "dataset_empty", "1 rows do not fill one step of 16"),
+    ({TRAIN: None}, None, "dataset_missing", f"{TRAIN} is not set"),
+    ({TRAIN: "/none/here.jsonl"}, None, "dataset_missing", "/none/here.jsonl"),
+    ({VALIDATION: "${data.train.data_path}"}, [GOOD], "train_used_as_validation_unintentionally", "holds the rows"),
+    ({MODEL: None}, None, "model_missing", f"{MODEL} is not set"),
+    ({MODEL: "/none/here"}, None, "model_missing", "/none/here"),
+    ({MODEL: "{no_template}"}, None, "chat_template_missing", "no chat template"),
+    ({MODEL: "{too_large}"}, None, "cpu_model_too_large", "M parameters"),
+    ({"backend": "trll"}, None, "config_invalid", "backend=trll"),
+    ({"dpo.preference_average_log_probs": True, "policy.precision": "bfloat16"}, None, "trl_unsupported",
+     "dpo.preference_average_log_probs=false (is true), policy.precision=float32 (is bfloat16)"),
+    ({"policy.train_micro_batch_size": 5}, None, "batch_shape_not_divisible", "no multiple"),
+    ({"policy.optimizer.name": "torch.optim.Adamm", MODEL: "{base}"}, None, "config_invalid", "torch.optim.Adamm"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("file", "change", "name"),
-    [
-        ("tokenizer_config.json", {"chat_template": None}, "chat_template_missing"),
-        (
-            "config.json",
-            {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32},
-            "cpu_model_too_large",
-        ),
-    ],
-    ids=["no_template", "too_large"],
-)
-def test_policy_that_cannot_be_trained_is_refused(
-    whole: Run, tmp_path: Path, file: str, change: dict[str, Any], name: str
-) -> None:
-    base = shutil.copytree(whole.out / "base", tmp_path / "base")
-    settings = {k: v for k, v in {**json.loads((base / file).read_text()), **change}.items() if v is not None}
-    (base / file).write_text(json.dumps(settings))
-    assert Run("dpo", tmp_path, {MODEL: str(base)}).refused()["name"] == name
+def test_bad_input_is_told_before_training(whole: Run, tmp_path: Path) -> None:
+    base = whole.out / "base"
+    known = {"{base}": str(base), "{no_template}": str(tmp_path / "plain"), "{too_large}": str(tmp_path / "large")}
+    _changed(base, tmp_path / "plain", "tokenizer_config.json", {"chat_template": None})
+    huge = {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32}
+    _changed(base, tmp_path / "large", "config.json", huge)
+    cases = []
+    for i, (overrides, given, _, _) in enumerate(CASES):
+        settings = {k: known.get(v, v) if isinstance(v, str) else v for k, v in overrides.items()}
+        if given is not None:
+            settings = {TRAIN: str(rows(tmp_path / f"{i}.jsonl", *given)), **settings}
+        cases.append(settings)
+    for (_, _, name, part), (told, message) in zip(CASES, refusals("dpo", tmp_path, cases), strict=True):
+        assert told == name and part in message, (name, told, message)
+
+
+def _changed(model: Path, target: Path, file: str, change: dict[str, Any]) -> None:
+    shutil.copytree(model, target)
+    settings = {k: v for k, v in {**json.loads((target / file).read_text()), **change}.items() if v is not None}
+    (target / file).write_text(json.dumps(settings))
 
 
 def test_split_that_a_manifest_lacks_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from interpreters import STEPS
+from omegaconf import OmegaConf
 from rl_run import ROOT, Run, prepared, python, rows
 
 from nemotron_dagster.artifacts.types import checkpoint_hf, checkpoint_megatron
@@ -97,36 +98,33 @@ if __name__ == "__main__":
     assert config["data"]["validation"] is None and config["dpo"]["val_period"] == 0
 
 
-def test_rerun_continues_and_keeps_the_earlier_metrics(tmp_path: Path, image: Path, policy: Path) -> None:
-    settings = {TRAIN: str(rows(tmp_path / "a.jsonl", PAIR))}
-    run = NemoRun("dpo", tmp_path, image, policy, settings)
-    error = run.refused(STAND_IN_ENDS="out of memory at 3")
-    assert error["name"] == "oom" and not (run.out / "megatron").exists()
-    run.finish()
-    assert run.facts()["resumed_from"] == 2 and sorted(run.metrics("loss")) == [1, 2, 3, 4, 5]
-
-
 def test_loss_that_is_no_number_stops_nemo_rl(tmp_path: Path, image: Path, policy: Path) -> None:
     run = NemoRun("dpo", tmp_path, image, policy, {TRAIN: str(rows(tmp_path / "a.jsonl", PAIR))})
     assert run.refused(STAND_IN_ENDS="nan at 2")["name"] == "loss_not_finite"
 
 
-def test_default_without_own_rows_is_handed_over_as_it_is(tmp_path: Path, image: Path, policy: Path) -> None:
-    run = NemoRun("rlvr", tmp_path, image, policy, {"env.math.num_workers": 3}).finish()
-    data = run.seen()["config"]["data"]
-    assert data["default"]["dataset_name"] == "DAPOMath17K" == run.facts()["dataset"]
-    assert data["train"] == {} and data["validation"] == {}
-    assert run.seen()["config"]["env"]["math"]["num_workers"] == 3
-    assert run.metrics("reward") == pytest.approx(dict.fromkeys(range(1, 6), 0.5))
-
-
-def test_own_problems_reach_nemo_rls_grpo(tmp_path: Path, image: Path, policy: Path, data_python: str) -> None:
+def test_own_problems_reach_nemo_rls_grpo_and_a_rerun_continues(
+    tmp_path: Path, image: Path, policy: Path, data_python: str
+) -> None:
     out = prepared(tmp_path, data_python, STEPS / "data_prep" / "rl_prep" / "data" / "problems.jsonl")
-    run = NemoRun("rlvr", tmp_path / "run", image, policy, {TRAIN: str(out), VALIDATION: str(out)}).finish()
+    run = NemoRun("rlvr", tmp_path / "run", image, policy, {TRAIN: str(out), VALIDATION: str(out)})
+    error = run.refused(STAND_IN_ENDS="out of memory at 3")
+    assert error["name"] == "oom" and not (run.out / "megatron").exists()
+    run.finish()
+    assert run.facts()["resumed_from"] == 2
+    assert run.metrics("reward") == pytest.approx(dict.fromkeys(range(1, 6), 0.5))
     train = run.seen()["config"]["data"]["train"]
-    assert (train["dataset_name"], train["input_key"], train["output_key"]) == (
-        "ResponseDataset", "prompt", "expected_answer")  # fmt: skip
+    keys = (train["dataset_name"], train["input_key"], train["output_key"])
+    assert keys == ("ResponseDataset", "prompt", "expected_answer")
     assert len(Path(train["data_path"]).read_text().splitlines()) == run.facts()["rows"]
+
+
+def test_default_without_own_rows_leaves_nemo_rl_its_own(tmp_path: Path) -> None:
+    cfg = OmegaConf.to_container(OmegaConf.load(ROOT / "rlvr" / "config" / "default.yaml"), resolve=False)
+    assert isinstance(cfg, dict) and data.find(cfg) is None, "/path/to/train.jsonl is no path"
+    assert nemo_data.hand_over(cfg, None, "grpo", tmp_path) == {"dataset": "DAPOMath17K"}
+    assert cfg["data"]["train"] == {} == cfg["data"]["validation"]
+    assert cfg["data"]["default"]["dataset_name"] == "DAPOMath17K"
 
 
 @pytest.mark.parametrize("step", ["dpo", "rlvr", "rlhf"])

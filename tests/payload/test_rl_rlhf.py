@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreters import STEPS
-from rl_run import ROOT, Run, answers, prepared, python, rows
+from rl_run import ROOT, Run, answers, prepared, python, refusals, rows
 from stand_in_judge import stand_in_judge
 
 from nemotron_dagster.artifacts.types import checkpoint_megatron
@@ -139,18 +138,26 @@ def test_slow_judge_is_given_up_after_its_retries() -> None:
     assert len(seen.bodies) == 3
 
 
-def test_endpoint_of_ones_own_is_asked_and_unreadable_replies_are_counted(whole: Run, tmp_path: Path) -> None:
+def test_endpoint_of_ones_own_judges_rows_of_rl_prep_and_unreadable_replies_are_counted(
+    whole: Run, tmp_path: Path, data_python: str
+) -> None:
+    source = shutil.copytree(ROOT / "rlhf" / "data", tmp_path / "source", ignore=shutil.ignore_patterns("*.json"))
+    prompts = prepared(tmp_path, data_python, source)
+    said = json.loads((prompts / "manifest.json").read_text())
+    assert said["row_format"] == "gym"
+
     def reply(number: int, body: dict[str, Any]) -> tuple[int, str]:
-        said = {m["role"]: m["content"] for m in body["messages"]}
+        turns = {m["role"]: m["content"] for m in body["messages"]}
         if number % 4 == 0:
             return 200, "I cannot decide."
-        return 200, json.dumps({f"score_{i}": 5 if said[f"response_{i}"].isupper() else 1 for i in (1, 2)})
+        return 200, json.dumps({f"score_{i}": 5 if turns[f"response_{i}"].isupper() else 1 for i in (1, 2)})
 
     with stand_in_judge(reply) as seen:
         where = {"env.judge.base_url": seen.url, "env.judge.model": "mine", "env.judge.api_key_env": "A_JUDGES_KEY"}
-        settings = {**SHORT, **SMALL, **where, MODEL: str(whole.out / "base")}
-        run = Run("rlhf", tmp_path, settings).finish(A_JUDGES_KEY="swordfish")
-    assert run.facts()["judge"] == "mine" and "judge_warm_start" not in run.facts()
+        given = {MODEL: str(whole.out / "base"), MANIFEST: str(prompts / "manifest.json")}
+        run = Run("rlhf", tmp_path / "run", {**SHORT, **SMALL, **where, **given}).finish(A_JUDGES_KEY="swordfish")
+    facts = run.facts()
+    assert facts["judge"] == "mine" and "judge_warm_start" not in facts and facts["rows"] == said["rows"]["train"]
     assert set(seen.keys) == {"Bearer swordfish"} and {b["model"] for b in seen.bodies} == {"mine"}
     assert len(seen.bodies) == 12 and {b["max_tokens"] for b in seen.bodies} == {40}
     assert sum(run.metrics("judge_unparseable").values()) == pytest.approx(3 / 6)
@@ -174,45 +181,28 @@ def test_judge_that_never_gives_a_verdict_stops_the_run(whole: Run, tmp_path: Pa
     assert error["name"] == "judge_unparseable" and "none of 6 replies" in error["message"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name", "part"),
-    [
-        ({JUDGE: None}, "judge_missing", JUDGE),
-        ({JUDGE: "/none/here"}, "model_missing", "/none/here"),
-        ({JUDGE: "{base}"}, "reward_model_policy_confused", "the policy itself"),
-        ({"env.judge.base_url": "http://127.0.0.1:9/v1", "env.judge.api_key_env": "NOT_SET_ANYWHERE"},
-         "judge_key_missing", "NOT_SET_ANYWHERE"),
-        ({"env.judge.roles": "critic"}, "config_invalid", "roles=critic"),
-        ({MANIFEST: "/none/manifest.json"}, "dataset_missing", "/none/manifest.json"),
-        ({"env.should_use_nemo_gym": False}, "trl_unsupported", "no judge"),
-        ({"env.nemo_gym.genrm_compare.resources_servers.genrm_compare.answer_bonus": 0.5}, "trl_unsupported",
-         "answer_bonus=0 (is 0.5)"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_told_before_training(
-    whole: Run, tmp_path: Path, overrides: dict[str, Any], name: str, part: str
-) -> None:
+CASES: list[tuple[dict[str, Any], str, str]] = [
+    ({JUDGE: None}, "judge_missing", JUDGE),
+    ({JUDGE: "/none/here"}, "model_missing", "/none/here"),
+    ({JUDGE: "{base}"}, "reward_model_policy_confused", "the policy itself"),
+    ({"env.judge.base_url": "http://127.0.0.1:9/v1", "env.judge.api_key_env": "NOT_SET_ANYWHERE"},
+     "judge_key_missing", "NOT_SET_ANYWHERE"),
+    ({"env.judge.base_url": "http://127.0.0.1:9/v1", "env.judge.roles": "critic"}, "config_invalid", "roles=critic"),
+    ({MANIFEST: "/none/manifest.json"}, "dataset_missing", "/none/manifest.json"),
+    ({"env.should_use_nemo_gym": False}, "trl_unsupported", "no judge"),
+    ({"env.nemo_gym.genrm_compare.resources_servers.genrm_compare.answer_bonus": 0.5}, "trl_unsupported",
+     "answer_bonus=0 (is 0.5)"),
+    ({MANIFEST: "{empty}"}, "responses_api_schema_missing", "a.jsonl, line 1"),
+]  # fmt: skip
+
+
+def test_bad_input_is_told_before_training(whole: Run, tmp_path: Path) -> None:
     base = str(whole.out / "base")
-    settings = {k: base if v == "{base}" else v for k, v in overrides.items()}
-    error = (run := Run("rlhf", tmp_path, {MODEL: base, **settings})).refused()
-    assert (error["name"], part in error["message"]) == (name, True), error
-    assert not run.messages("progress")
-
-
-def test_rows_that_ask_nothing_are_refused(tmp_path: Path) -> None:
     rows(tmp_path / "data" / "a.jsonl", {"responses_create_params": {"input": []}})
     rows(tmp_path / "data" / "b.jsonl", {"prompt": "q"})
-    (tmp_path / "data" / "manifest.json").write_text(json.dumps({"train": "a.jsonl", "val": "b.jsonl"}))
-    error = Run("rlhf", tmp_path, {MANIFEST: str(tmp_path / "data" / "manifest.json")}).refused()
-    assert error["name"] == "responses_api_schema_missing" and "a.jsonl, line 1" in error["message"]
-
-
-def test_output_of_rl_prep_is_what_is_trained_on(whole: Run, tmp_path: Path, data_python: str) -> None:
-    source = shutil.copytree(ROOT / "rlhf" / "data", tmp_path / "source", ignore=shutil.ignore_patterns("*.json"))
-    gym = prepared(tmp_path / "gym", data_python, source)
-    assert json.loads((gym / "manifest.json").read_text())["row_format"] == "gym"
-    problems = prepared(tmp_path / "text", data_python, STEPS / "data_prep" / "rl_prep" / "data" / "problems.jsonl")
-    for out in (gym, problems):
-        keys = {MANIFEST: str(out / "manifest.json"), MODEL: str(whole.out / "base"), JUDGE: str(whole.out / "judge")}
-        run = Run("rlhf", out.parent / "run", {**SHORT, **SMALL, **keys, "grpo.max_num_steps": 1}).finish()
-        assert run.facts()["rows"] == json.loads((out / "manifest.json").read_text())["rows"]["train"]
+    empty = tmp_path / "data" / "manifest.json"
+    empty.write_text(json.dumps({"train": "a.jsonl", "val": "b.jsonl"}))
+    known = {"{base}": base, "{empty}": str(empty)}
+    cases = [{MODEL: base, **{k: known.get(str(v), v) for k, v in overrides.items()}} for overrides, *_ in CASES]
+    for (_, name, part), (told, message) in zip(CASES, refusals("rlhf", tmp_path, cases), strict=True):
+        assert told == name and part in message, (name, told, message)

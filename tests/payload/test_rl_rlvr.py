@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from interpreters import STEPS
-from rl_run import ROOT, Run, answers, passed, prepared, rows
+from rl_run import ROOT, Run, answers, passed, prepared, refusals, rows
 
 from nemotron_dagster.artifacts.types import checkpoint_hf, checkpoint_megatron
 
@@ -51,34 +51,29 @@ def test_artifact_is_a_policy_that_writes_capitals(whole: Run) -> None:
     assert sum(map(str.isupper, said)) >= 45
 
 
-def test_killed_run_continues_from_the_last_whole_checkpoint(whole: Run, tmp_path: Path) -> None:
-    settings = {MODEL: str(whole.out / "base"), "grpo.max_num_steps": 9, "checkpointing.save_period": 3}
-    run = Run("rlvr", tmp_path, settings)
+def test_killed_run_continues_on_rows_of_rl_prep_with_several_updates_a_step(
+    whole: Run, tmp_path: Path, data_python: str
+) -> None:
+    out = prepared(tmp_path, data_python, STEPS / "data_prep" / "rl_prep" / "data" / "problems.jsonl")
+    said = json.loads((out / "manifest.json").read_text())
+    given = {
+        TRAIN: str(out),
+        "data.validation.data_path": str(out),
+        MODEL: str(whole.out / "base"),
+        "grpo.val_period": 0,
+    }
+    halves = {"policy.train_global_batch_size": 32, "policy.train_micro_batch_size": 16}
+    run = Run("rlvr", tmp_path / "run", {**given, **halves, "grpo.max_num_steps": 4, "checkpointing.save_period": 2})
     process = run.start()
-    run.wait_for(process, passed(5))
+    run.wait_for(process, passed(3))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run.out / "hf").exists()
     run.finish()
-    assert run.facts()["resumed_from"] in (3, 6) and run.facts()["steps"] == 9
-    assert list(run.metrics("reward")) == list(range(1, 10))
-
-
-def test_several_optimizer_steps_of_one_generation(whole: Run, tmp_path: Path) -> None:
-    halves = {"policy.train_global_batch_size": 32, "policy.train_micro_batch_size": 16, "grpo.max_num_steps": 2}
-    run = Run("rlvr", tmp_path, {MODEL: str(whole.out / "base"), **halves, "grpo.val_period": 0}).finish()
-    assert run.facts()["updates_per_step"] == 2 and run.facts()["steps"] == 4
-    reward = run.metrics("reward")
-    assert sorted(reward) == [1, 2, 3, 4]
-
-
-def test_output_of_rl_prep_is_what_is_trained_on(whole: Run, tmp_path: Path, data_python: str) -> None:
-    out = prepared(tmp_path, data_python, STEPS / "data_prep" / "rl_prep" / "data" / "problems.jsonl")
-    said = json.loads((out / "manifest.json").read_text())
-    keys = {TRAIN: str(out), "data.validation.data_path": str(out), "grpo.max_num_steps": 1, "grpo.val_period": 0}
-    run = Run("rlvr", tmp_path / "run", {**keys, MODEL: str(whole.out / "base")}).finish()
     facts = run.facts()
     assert (facts["rows"], facts["verifiers"]) == (said["rows"]["train"], ["math"])
+    assert facts["resumed_from"] >= 2 and facts["updates_per_step"] == 2 and facts["steps"] == 8
+    assert sorted(run.metrics("reward")) == list(range(1, 9))
 
 
 def verify(row: dict[str, Any], answer: str, default: str = "math") -> bool:
@@ -134,33 +129,35 @@ def test_row_that_cannot_be_verified_is_refused_by_name(row: dict[str, Any], nam
 GOOD = {"prompt": "What is 9 in Roman numerals?", "expected_answer": "IX"}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "given", "name", "part"),
-    [
-        ({}, [GOOD, {**GOOD, "verifier": "lean"}], "unknown_verifier", "line 2: verifier 'lean' is not known"),
-        ({}, [{"prompt": "a"}], "missing_verifier_fields", "line 1: no 'expected_answer'"),
-        ({}, [{"expected_answer": "b"}], "responses_api_schema_missing", "no prompt"),
-        ({}, [], "dataset_empty", "no rows"),
-        ({TRAIN: "/path/to/train.jsonl"}, None, "dataset_missing", "is not set"),
-        ({"grpo.num_prompts_per_step": 7}, None, "rollout_batch_not_divisible", "7 x"),
-        ({"grpo.num_generations_per_prompt": 1}, None, "config_invalid", "at least 2"),
-        (
-            {"grpo.use_leave_one_out_baseline": True},
-            None,
-            "trl_unsupported",
-            "use_leave_one_out_baseline=false (is true)",
-        ),
-    ],
-)
-def test_bad_input_is_told_before_training(
-    tmp_path: Path, overrides: dict[str, Any], given: list[Any] | None, name: str, part: str
-) -> None:
-    settings = dict(overrides)
-    if given is not None:
-        settings[TRAIN] = str(rows(tmp_path / "given.jsonl", *given))
-    error = (run := Run("rlvr", tmp_path, settings)).refused()
-    assert (error["name"], part in error["message"]) == (name, True), error
-    assert not run.messages("progress")
+CASES: list[tuple[dict[str, Any], list[Any] | None, str, str]] = [
+    ({}, [GOOD, {**GOOD, "verifier": "lean"}], "unknown_verifier", "line 2: verifier 'lean' is not known"),
+    ({}, [{"prompt": "a"}], "missing_verifier_fields", "line 1: no 'expected_answer'"),
+    ({}, [{"expected_answer": "b"}], "responses_api_schema_missing", "no prompt"),
+    ({}, [], "dataset_empty", "no rows"),
+    ({TRAIN: "/path/to/train.jsonl"}, None, "dataset_missing", "is not set"),
+    ({"grpo.num_prompts_per_step": 7}, None, "rollout_batch_not_divisible", "7 x"),
+    ({"grpo.num_generations_per_prompt": 1}, None, "config_invalid", "at least 2"),
+    (
+        {"grpo.use_leave_one_out_baseline": True},
+        None,
+        "trl_unsupported",
+        "use_leave_one_out_baseline=false (is true)",
+    ),
+]
+
+
+def test_bad_input_is_told_before_training(tmp_path: Path) -> None:
+    cases = [
+        {**overrides, **({TRAIN: str(rows(tmp_path / f"{i}.jsonl", *given))} if given is not None else {})}
+        for i, (overrides, given, _, _) in enumerate(CASES)
+    ]
+    for (_, _, name, part), (told, message) in zip(CASES, refusals("rlvr", tmp_path, cases), strict=True):
+        assert told == name and part in message, (name, told, message)
+
+
+def test_refused_run_exits_with_status_3_and_no_traceback(tmp_path: Path) -> None:
+    run = Run("rlvr", tmp_path, {TRAIN: str(rows(tmp_path / "a.jsonl", {"prompt": "a"}))})
+    assert run.refused()["name"] == "missing_verifier_fields" and not run.messages("progress")
 
 
 def test_bundled_rows_keep_the_held_out_numbers_for_validation() -> None:
