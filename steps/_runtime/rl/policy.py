@@ -79,6 +79,9 @@ def load(cfg: Mapping[str, Any], policy: Policy) -> Any:
         PayloadError: it is too large to be trained on a CPU.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     if not cpu.has_cuda():
         cpu.choose_threads(cpu.refuse_large(policy.path, key=KEY))

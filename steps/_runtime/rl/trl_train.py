@@ -24,11 +24,12 @@ from _runtime.rl.settings import at, real, whole
 
 
 def prepare_environment() -> None:
-    """Send nothing anywhere."""
+    """Send nothing anywhere, and draw no bars into the log."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def go_offline(policy: Policy) -> None:
@@ -99,9 +100,7 @@ def run(trainer: Any, output: Path, policy: Policy, tokenizer: Any, facts: Mappi
         SystemExit: 143 after SIGTERM, once a checkpoint is saved.
     """
     from transformers import PrinterCallback
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     total = int(trainer.args.max_steps)
     reporter = trl_report.reporter(total)
     trainer.add_callback(reporter)
