@@ -115,7 +115,7 @@ def test_list_filters_are_anded_exact_and_an_unknown_value_gets_a_hint(nemotron,
 
 
 def test_show_prints_contract_and_json_ends_with_the_runspec(nemotron, tmp_path: Path) -> None:
-    text = nemotron("steps", "show", "dpo", cwd=tmp_path)
+    text = nemotron("steps", "show", "sdg/data_designer", cwd=tmp_path)
     assert text.returncode == 0 and "not built yet" in text.stdout and "Strategies" in text.stdout
     data = json.loads(nemotron("steps", "show", "sft/megatron_bridge", "--json", cwd=tmp_path).stdout)
     assert data["runspec"]["launch"] == "torchrun"

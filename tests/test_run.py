@@ -121,7 +121,7 @@ def test_a_run_outside_any_project_leaves_the_directory_alone(nemotron: Run, pro
         (["demo/rows", "run.env.gpus_per_node=512"], 5, "needs 512 GPUs"),
         (["demo/rows", "run.env.python=/no/python"], 5, "no such interpreter"),
         (["demo/count", "data=/no/such/file.jsonl"], 8, "no such file"),
-        (["rl/nemo_rl/dpo", "-c", "tiny"], 9, "not built yet"),
+        (["byob/mcq", "-c", "tiny"], 9, "not built yet"),
     ],
 )
 def test_each_failure_has_its_exit_code_one_message_and_publishes_nothing(

@@ -17,16 +17,23 @@
 # nodes = 1
 # gpus_per_node = 8
 # ///
-"""GRPO with a generative reward model on NeMo-RL and NeMo-Gym (payload planned)."""
+"""GRPO with the rewards of a judge: with NeMo-RL and NeMo-Gym in their container, or with TRL."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(p) for p in Path(__file__).resolve().parents if (p / "_runtime").is_dir()]
 
 from _runtime import payload  # noqa: E402
+from _runtime.rl import start  # noqa: E402
+
+
+def main(cfg: dict[str, Any]) -> None:
+    start.run(cfg, "rlhf")
+
 
 if __name__ == "__main__":
-    payload.not_built("rl/nemo_rl/rlhf")
+    payload.run(main, Path(__file__).parent / "config" / "default.yaml")
