@@ -15,6 +15,7 @@ from nemotron_dagster.config.keys import get
 from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import ConfigError, NemotronError
 from nemotron_dagster.jobs import payload_env
+from nemotron_dagster.jobs.memory import memory_of
 from nemotron_dagster.jobs.submission import Layout, here, interpreter, moved, submission
 from nemotron_dagster.jobs.target import ANY_KEY, Preview, Target, make_target, relocation_of
 from nemotron_dagster.project import Project
@@ -38,6 +39,9 @@ def preview(project: Project, spec: JobSpec) -> dict[str, Any]:
     config = bind_output(spec, step.produces[0], Path(layout.output)) if step.produces else dict(spec.train)
     before: list[str] = []
     refused = _refusal(target, spec)
+    memory = memory_of(project, spec)
+    if memory is not None:
+        refused = refused or (memory.refusal() and f"{step.id} -c {spec.config} {memory.refusal()}") or None
     python = str(env.get("python") or "python")
     if relocation is None:
         try:
@@ -58,6 +62,7 @@ def preview(project: Project, spec: JobSpec) -> dict[str, Any]:
         "compiled": redact(spec.job),
         "inputs": _inputs(spec, config),
         "output": _output(spec, layout),
+        "memory": memory and {"told": memory.told(), **memory.data()},
         "submission": redact(_submission(shown, before, refused)),
     }
 
@@ -80,6 +85,8 @@ def print_preview(data: dict[str, Any], as_json: bool) -> None:
     section("run", data["run"])
     section("config", data["config"])
     section("inputs and output", {"inputs": data["inputs"], "output": data["output"]})
+    if data["memory"]:
+        section("memory per GPU (an estimate)", data["memory"]["told"] + "\n")
     section("submission", {k: v for k, v in submitted.items() if v not in (None, [], {}, "")})
     for name, text in scripts.items():
         if text:

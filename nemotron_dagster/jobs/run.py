@@ -30,6 +30,7 @@ from nemotron_dagster.jobs.board import board
 from nemotron_dagster.jobs.chain import Ended, give_up, next_job, submit_again
 from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
 from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
+from nemotron_dagster.jobs.memory import check_memory
 from nemotron_dagster.jobs.messages import Reporter
 from nemotron_dagster.jobs.prepare import Request, code_digest, record_of, submission_of, written
 from nemotron_dagster.jobs.publish import finish, slot_of
@@ -169,6 +170,9 @@ def submit(
     key, known = _attempt(book, request)
     place = _slot(request, key)
     check_hardware(target, spec)
+    memory = check_memory(project, spec)
+    if memory is not None and (doubt := memory.doubt()):
+        reporter.note(doubt)
     variables(spec)  # a secret that is not set is told before anything is built
     relocation = relocation_of(project, spec.profile, spec.environment, step.runspec.image if step.runspec else None)
     python = payload_python(project, spec, target, relocation is not None, reporter.note)
@@ -187,6 +191,7 @@ def submit(
             reporter.note("continuing from what an earlier, unfinished job of this spec left behind")
         place.output.mkdir(parents=True, exist_ok=True)
         record = record_of(project, target, request, key, place, code, results)
+        record = replace(record, memory=memory.told() if memory else "")
         inputs = [ref.uri for ref in request.inputs.values()]  # `artifacts gc` leaves them alone
         owner = {"key": key, "record": str(book.root / "open" / f"{key}.json"), "code": code, "inputs": inputs}
         write_json(place.owner, owner)
