@@ -22,7 +22,11 @@ _EXECUTOR_KEYS: Mapping[str, tuple[type, ...]] = {
     "required": _TEXTS, "recommended": _TEXTS, "ray_recommended": _TEXTS, "container": (str,), "storage": (dict,),
     "doubtful_minutes": _NUMBER, "one_node": (bool,),
 }  # fmt: skip
-_CHOICES = {"gpus": ("required", "none", "any"), "container": ("required", "recommended", "none"), "memory": tuple(FAMILIES)}
+_CHOICES = {
+    "gpus": ("required", "none", "any"),
+    "container": ("required", "recommended", "none"),
+    "memory": tuple(FAMILIES),
+}
 #: Of a table that is no mapping of keys: what each of its entries is.
 _TABLES: Mapping[str, Mapping[str, tuple[type, ...]] | type | tuple[type, ...]] = {
     "rule": _RULE_KEYS, "executor": _EXECUTOR_KEYS, "shapes": {"cpus": _NUMBER, "memory_gb": _NUMBER},

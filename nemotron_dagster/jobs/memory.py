@@ -23,7 +23,6 @@ _FIXES = {
     "convert": "Raise tp, pp or ep, and the GPUs with them.",
     "modelopt": "Raise args.tp, args.pp or args.ep (args.tp_size, args.pp_size), and the GPUs with them.",
 }
-_ERRORS = ("oom", "out_of_memory")
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,17 @@ class Memory:
     def refusal(self) -> str:
         """Why the job cannot fit, with what to change; "" where it may."""
         why = self.estimate.too_large(self.gib) if self.gib is not None else ""
-        return f"does not fit: {why} ({self.source}); this is an estimate of the least. {self.fix}" if why else ""
+        return f"It does not fit: {why} ({self.source}); this is an estimate of the least. {self.fix}" if why else ""
 
     def doubt(self) -> str:
         """What may not fit; "" where nothing speaks against it."""
         why = self.estimate.tight(self.gib) if self.gib is not None and not self.refusal() else ""
-        return f"may not fit, by an estimate: {why} ({self.source}). {self.fix}" if why else ""
+        return f"It may not fit, by an estimate: {why} ({self.source}). {self.fix}" if why else ""
 
     def told(self) -> str:
-        """One line for a person."""
+        """One line for a person: the parts, and what speaks against them."""
         here = f"; a GPU has {self.gib:g} ({self.source})" if self.gib is not None else ""
-        return f"{self.estimate.told()}{here}"
+        return " ".join(text for text in (f"{self.estimate.told()}{here}.", self.refusal(), self.doubt()) if text)
 
     def data(self) -> dict[str, Any]:
         """The same as data, GiB rounded to a hundredth."""
@@ -62,6 +61,8 @@ class Memory:
                 for p in self.estimate.phases
             },
             "parameters": dict(self.estimate.models),
+            "refusal": self.refusal() or None,
+            "doubt": self.doubt() or None,
             "lacking": self.estimate.lacking or None,
         }
 
@@ -81,7 +82,7 @@ def memory_of(project: Project, spec: JobSpec) -> Memory | None:
     if found is None:
         return None
     size = gpu_memory(spec.environment, rules.table("gpus"))
-    own = next((str(e["recovery"]) for e in spec.step.errors if e.get("name") in _ERRORS), "")
+    own = next((str(e["recovery"]) for e in spec.step.errors if "memory" in e.get("check", ())), "")
     fix = f"{own} {_FIXES.get(family, '')}".strip()
     return Memory(found, size[0] if size else None, size[1] if size else "", fix)
 
@@ -94,5 +95,5 @@ def check_memory(project: Project, spec: JobSpec) -> Memory | None:
     """
     found = memory_of(project, spec)
     if found is not None and (why := found.refusal()):
-        raise PreflightError(f"{spec.step.id} -c {spec.config} {why}")
+        raise PreflightError(f"{spec.step.id} -c {spec.config}: {why}")
     return found

@@ -28,10 +28,10 @@ from nemotron_dagster.config.compile import JobSpec
 from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, TargetError
 from nemotron_dagster.jobs.board import board
 from nemotron_dagster.jobs.chain import Ended, give_up, next_job, submit_again
-from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
 from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
 from nemotron_dagster.jobs.memory import check_memory
 from nemotron_dagster.jobs.messages import Reporter
+from nemotron_dagster.jobs.preflight import examine, refuse
 from nemotron_dagster.jobs.prepare import Request, code_digest, record_of, submission_of, written
 from nemotron_dagster.jobs.publish import finish, slot_of
 from nemotron_dagster.jobs.submission import (
@@ -163,7 +163,7 @@ def submit(
     for port, ref in request.inputs.items():
         if not local_path(ref).exists():
             reporter.note(f"input {port}: downloading {ref.manifest.bytes / 1e6:,.1f} MB from {ref.uri}")
-    results = check_locks(spec, check_inputs(spec, request.inputs))
+    results = examine(project, spec, request.inputs)
     locked(results)
     refuse(step, results)
     book = ledger(project.state)

@@ -69,7 +69,8 @@ class Estimate:
         for p in self.phases:
             room = memory * (p.share or 1)
             if p.sure > room:
-                return f"{p.name} needs at least {_size(p.sure)} GiB per GPU for {self._sure(p)}, and {_size(room)} are there"
+                needs = f"{p.name} needs at least {_size(p.sure)} GiB per GPU for {self._sure(p)}"
+                return f"{needs}, and {_size(room)} are there"
         return ""
 
     def tight(self, memory: float) -> str:
@@ -95,17 +96,22 @@ def estimate(family: str, config: Mapping[str, Any], world: int, tables: Mapping
             shapes[name] = known(name, tables)
         return shapes[name]
 
-    section = config.get("recipe")
-    target = str(section.get("_target_") or "") if isinstance(section, Mapping) else ""
-    recipe = tables.get("recipe", {}).get(target.rpartition(".")[2], {})
     try:
-        phases = FAMILIES[family](Job(config, world, find, recipe))
+        phases = FAMILIES[family](Job(config, world, find, recipe_of(config, tables)))
     except UnknownShape as e:
         return Estimate(lacking=f"not estimated: {e}")
     if not phases:
         return None
     models = {k.name: k.shape.parameters(mtp=True) for k in shapes.values()}
     return Estimate(tuple(map(_of_phase, phases)), models, _lacking(phases))
+
+
+def recipe_of(config: Mapping[str, Any], tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the Megatron-Bridge recipe of a config sets by itself, where the tables have it."""
+    section = config.get("recipe")
+    target = str(section.get("_target_") or "") if isinstance(section, Mapping) else ""
+    found = tables.get("recipe", {}).get(target.rpartition(".")[2], {})
+    return found if isinstance(found, Mapping) else {}
 
 
 def _of_phase(phase: Phase) -> PhaseEstimate:

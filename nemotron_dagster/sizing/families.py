@@ -76,7 +76,10 @@ def automodel(job: Job) -> list[Phase]:
     name = job.text("model.pretrained_model_name_or_path", "model.config.pretrained_model_name_or_path")
     if name is None or job.world < 1:
         return []
-    ddp = "ddp" in str(get(job.config, "distributed.strategy", None) or get(job.config, "distributed._target_", "")).lower()
+    ddp = (
+        "ddp"
+        in str(get(job.config, "distributed.strategy", None) or get(job.config, "distributed._target_", "")).lower()
+    )
     parallel = Parallel(
         job.world,
         tp=job.number("distributed.tp_size") or 1,
@@ -100,7 +103,9 @@ def automodel(job: Job) -> list[Phase]:
         trainable=adapter(found.shape, dim, _targets(peft)) if isinstance(dim, int) else None,
         micro=micro,
         sequence=job.number("packed_sequence.packed_sequence_size", "dataset.seq_length", "dataset.seq_len"),
-        recompute="full" if get(job.config, "distributed.activation_checkpointing", False) not in (False, None) else "none",
+        recompute="full"
+        if get(job.config, "distributed.activation_checkpointing", False) not in (False, None)
+        else "none",
         in_flight=micro_batches(job.number("step_scheduler.global_batch_size"), micro, parallel),
     )
     return [Phase("training", (Load("model", found.name, found.shape, parallel, weight, training, not ddp),))]
@@ -256,7 +261,9 @@ def _megatron_policy(job: Job, found: Known, world: int, micro: int, sequence: i
         recompute = _recompute(section, {"recompute_granularity": "full"})
     lora = section.get("peft") if isinstance(section, Mapping) else None
     tuned = isinstance(lora, Mapping) and lora.get("enabled")
-    shared: Share = "optimizer" if job.flag(f"{at}.distributed_data_parallel_config.use_distributed_optimizer", True) else "none"
+    shared: Share = (
+        "optimizer" if job.flag(f"{at}.distributed_data_parallel_config.use_distributed_optimizer", True) else "none"
+    )
     training = Training(
         gradient=4,
         optimizer=12,
@@ -290,8 +297,8 @@ def _megatron_sizes(job: Job, *sections: str) -> Parallel:
 
 def _sizes(job: Job, at: str) -> Parallel:
     """The short names of scripts' flags: tp, pp, ep, etp, and those with ``_size``."""
-    found = {name: job.number(f"{at}{name}", f"{at}{name}_size") or 1 for name in ("tp", "pp", "ep", "etp")}
-    return Parallel(job.world, **found)
+    tp, pp, ep, etp = (job.number(f"{at}{name}", f"{at}{name}_size") or 1 for name in ("tp", "pp", "ep", "etp"))
+    return Parallel(job.world, tp=tp, pp=pp, ep=ep, etp=etp)
 
 
 def _recompute(section: Mapping[str, Any], recipe: Mapping[str, Any]) -> Literal["none", "experts", "full"]:

@@ -140,17 +140,18 @@ def activations(shape: Shape, parallel: Parallel, training: Training) -> float:
     (https://arxiv.org/abs/2205.05198), equations 1 to 6, written for any width and without dropout: what each block's
     matrices read is kept, 2 bytes each; for its transformer layer of 4h that is their 34 sbh less the masks. Tensor
     parallelism divides what lies between the matrices (equation 2), with sequence parallelism all of it (equation 4).
-    Full recomputation keeps the input of each block and one layer at work. Logits take 4 sbv (section 4.3) in float32.
+    Full recomputation keeps the input of each layer, and one block at work. Logits take 4 sbv (section 4.3) in float32.
     """
     tokens = training.micro * (training.sequence or 0) / parallel.cp
     split = parallel.tp
     outside = split if parallel.sequence else 1
-    kept, largest = 0.0, 0.0
-    for block in shape.blocks + shape.mtp:
-        whole = 2 * shape.hidden * 2 / outside + _inside(shape, block) / split
-        largest = max(largest, whole)
-        recomputed = training.recompute == "full" or (training.recompute == "experts" and block == "E")
-        kept += 2 * shape.hidden / outside if recomputed else whole
+    sizes = {b: 4 * shape.hidden / outside + _inside(shape, b) / split for b in set(shape.blocks + shape.mtp)}
+    inputs, largest = 2 * shape.hidden / outside, max(sizes.values())
+    if training.recompute == "full":
+        kept = inputs * (shape.layers + len(shape.mtp))
+    else:
+        again = "E" if training.recompute == "experts" else ""
+        kept = sum(inputs if b == again else sizes[b] for b in shape.blocks + shape.mtp)
     stage = kept / parallel.pp * training.in_flight + (largest if training.recompute != "none" else 0)
     heads = 1 + len(shape.mtp) // 2
     logits = 4 * shape.vocabulary * heads / split if parallel.pp == 1 else 0
