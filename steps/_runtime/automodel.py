@@ -5,7 +5,8 @@ Layout of ``checkpoint.checkpoint_dir`` afterwards, for full fine-tuning and for
     epoch_E_step_S/model/consolidated/   the Hugging Face model
     epoch_E_step_S/model/                shards, or the adapter
     LATEST -> epoch_E_step_S             relative
-    training.jsonl, validation.jsonl     metrics of every step
+    training.jsonl, validation.jsonl     AutoModel's logs of every step
+    metrics.parquet                      the same as a table, see metrics.py
 """
 
 from __future__ import annotations
@@ -203,6 +204,7 @@ def _finish(
     wrong = hf_checkpoint.problem(artifact)
     if wrong:
         raise RuntimeError(f"training ended without a whole checkpoint: {wrong}")
+    automodel_state.save_metrics(output)
     log = automodel_state.read_log(output / "training.jsonl")
     payload.result(
         **automodel_state.parameters(trainer),

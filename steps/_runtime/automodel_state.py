@@ -9,11 +9,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from _runtime import cpu, payload
+from _runtime import cpu, metrics, payload
 from _runtime.payload import PayloadError
 
 SAVED = re.compile(r"epoch_\d+_step_(\d+)")
 UNFINISHED = ".incomplete"  # AutoModel's mark inside a checkpoint that is being written
+# metrics.parquet's columns: AutoModel's name of each in training.jsonl, and by what it is multiplied
+MEASURED = {
+    "loss": ("loss", 1),
+    "lr": ("lr", 1),
+    "grad_norm": ("grad_norm", 1),
+    "tokens_per_second": ("tps", 1),
+    "memory_mib": ("mem", 1024),
+    "epoch": ("epoch", 1),
+    "tokens": ("num_tokens_per_step", 1),
+    "label_tokens": ("num_label_tokens", 1),
+}
 
 
 def reporting(recipe: type, on_cpu: bool) -> type:
@@ -35,10 +46,11 @@ def reporting(recipe: type, on_cpu: bool) -> type:
                         "is kept",
                         "Lower optimizer.lr, add lr_scheduler.lr_warmup_steps, or look at the rows of this step.",
                     )
+            if on_cpu:
+                values["mem"] = cpu.peak_memory_mib() / 1024  # AutoModel asks CUDA, which says 0
             super().log_train_metrics(log_data)
             if not self.dist_env.is_main:
                 return
-            memory = cpu.peak_memory_mib() if on_cpu else float(values["mem"]) * 1024
             payload.progress(
                 step=log_data.step + 1,
                 total=_total(self.step_scheduler),
@@ -46,7 +58,7 @@ def reporting(recipe: type, on_cpu: bool) -> type:
                 lr=float(values["lr"]),
                 grad_norm=float(values["grad_norm"]),
                 tokens_per_second=float(values["tps"]),
-                memory_mib=memory,
+                memory_mib=float(values["mem"]) * 1024,
                 epoch=log_data.epoch,
             )
 
@@ -62,8 +74,23 @@ def reporting(recipe: type, on_cpu: bool) -> type:
             last = bool(self.step_scheduler.is_last_step)
             super().save_checkpoint(*args, **kwargs)
             self.saved_last = last
+            if self.dist_env.is_main:
+                save_metrics(Path(self.checkpointer.config.checkpoint_dir))
 
     return Reporting
+
+
+def save_metrics(root: Path) -> None:
+    """Write metrics.parquet from AutoModel's own logs, which outlive a kill and lose what is run again."""
+    rows: dict[int, dict[str, float]] = {}
+    for record in read_log(root / "training.jsonl"):
+        row = rows.setdefault(record["step"] + 1, {"step": record["step"] + 1})
+        row |= {ours: record[theirs] * scale for ours, (theirs, scale) in MEASURED.items() if theirs in record}
+    for log in sorted(root.glob("validation*.jsonl")):
+        name = log.stem.replace("validation", "validation_loss", 1)
+        for record in read_log(log):
+            rows.setdefault(record["step"] + 1, {"step": record["step"] + 1})[name] = record["val_loss"]
+    metrics.save(root, rows.values())
 
 
 def _total(scheduler: Any) -> int:

@@ -72,10 +72,13 @@ def _place_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply_model_infrastructure
 
 
-def refuse_large(model: str, trust_remote_code: bool = False) -> int | None:
+def refuse_large(
+    model: str, trust_remote_code: bool = False, key: str = "model.pretrained_model_name_or_path", done: str = "trained"
+) -> int | None:
     """Count a model's parameters without loading it; refuse one that is too large for a CPU.
 
-    Returns None where the count cannot be known from the model's config.
+    ``key`` is what names it in the config, ``done`` what would be done with it. Returns None where the count cannot be
+    known from the model's config.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -97,8 +100,8 @@ def refuse_large(model: str, trust_remote_code: bool = False) -> int | None:
     if count > MAX_PARAMETERS:
         raise PayloadError(
             "cpu_model_too_large",
-            f"model.pretrained_model_name_or_path={model}: {count / 1e6:,.0f} M parameters; "
-            f"without a CUDA device at most {MAX_PARAMETERS / 1e6:,.0f} M are trained",
+            f"{key}={model}: {count / 1e6:,.0f} M parameters; "
+            f"without a CUDA device at most {MAX_PARAMETERS / 1e6:,.0f} M are {done}",
             "Run it with a profile whose target has GPUs, or take the `tiny` config to try the step out.",
         )
     return int(count)

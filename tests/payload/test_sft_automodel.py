@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from interpreters import STEPS, payload_python
 from omegaconf import OmegaConf
@@ -92,6 +93,14 @@ def test_loss_falls_and_every_step_is_reported(whole: Run) -> None:
     assert {m["total"] for m in steps} == {40}
     assert steps[-1]["metrics"]["loss"] < 0.4 * steps[0]["metrics"]["loss"]
     assert all(m["metrics"]["tokens_per_second"] > 0 and m["metrics"]["memory_mib"] > 100 for m in steps)
+
+
+def test_metrics_table_holds_what_was_reported(whole: Run) -> None:
+    said = [m for m in whole.messages("progress") if "loss" in m["metrics"]]
+    table = pq.read_table(whole.out / "metrics.parquet").to_pydict()
+    assert table["step"] == [m["step"] for m in said]
+    for name in ("loss", "lr", "grad_norm", "tokens_per_second", "memory_mib"):
+        assert table[name] == pytest.approx([m["metrics"][name] for m in said]), name
 
 
 def test_result_records_what_was_done(whole: Run) -> None:
@@ -178,6 +187,7 @@ def test_kill_and_rerun_ends_where_an_undisturbed_run_ends(
     assert run.facts()["resumed_from"] == 20
     undisturbed = whole if peft == "null" else Run(tmp_path / "undisturbed", {"peft": peft}).finish()
     assert run.losses() == pytest.approx(undisturbed.losses(), rel=1e-4)
+    assert pq.read_table(run.out / "metrics.parquet")["step"].to_pylist() == list(range(1, 41))
     assert run.facts()["trained_tokens"] == undisturbed.facts()["trained_tokens"]
     assert run.artifact.is_dir() and not list(run.out.glob("epoch_*/.incomplete"))
 
@@ -205,6 +215,9 @@ def test_validation_is_reported_and_a_rerun_of_a_finished_run_adds_nothing(tmp_p
     run = Run(tmp_path, {**held_out, "step_scheduler.max_steps": 3, "step_scheduler.val_every_steps": 2}).finish()
     said = [m for m in run.messages("progress") if "validation_loss" in m["metrics"]]
     assert [m["step"] for m in said] == [2, 3] and all(4 < m["metrics"]["validation_loss"] < 7 for m in said)
+    table = pq.read_table(run.out / "metrics.parquet").to_pydict()
+    losses = [m["metrics"]["validation_loss"] for m in said]
+    assert table["validation_loss"] == [None, *map(pytest.approx, losses)]
     before = run.losses()
     shutil.rmtree(run.out / "base")
     run.finish()
@@ -274,7 +287,6 @@ def test_bad_input_is_told_before_training(
 
 def test_packed_parquet_is_named_for_what_it_is(tmp_path: Path) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     packed = pa.table({"input_ids": [[1, 2]], "loss_mask": [[0, 1]], "seq_start_id": [[0]]})
     (tmp_path / "packed").mkdir()
