@@ -18,7 +18,7 @@ CHECKS = {
     "one_length": "The sequence lengths that the config names in several places differ.",
     "scheduler_keys": "The learning-rate schedule has a key that AutoModel's does not know.",
     "batch": "The batch does not split evenly over micro batches and data-parallel ranks.",
-    "chat_template": "The model has no chat template, and the config names none.",
+    "has_template": "The model has no chat template, and the config names none.",
     "splits": "The training or the validation split of the data's manifest.json is empty.",
     "validation_apart": "The rows that validate are those that train, and nobody asked for that.",
     "gym_rows": "NeMo-Gym is on, and rows are no tasks of its Responses format.",

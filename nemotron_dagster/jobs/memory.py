@@ -16,7 +16,7 @@ from nemotron_dagster.sizing.models import load_tables
 
 #: What to change, by family; the manifest's own word on it, where it has one, comes before.
 _FIXES = {
-    "automodel": "Set peft=lora, or share the model over more GPUs (nodes, distributed.tp_size, distributed.ep_size).",
+    "automodel": "More GPUs (nodes; distributed.tp_size, distributed.ep_size) share it further.",
     "megatron_bridge": "Use more GPUs (nodes: the optimizer is shared), raise model.tensor_model_parallel_size, "
     "pipeline_ or expert_model_parallel_size, or train an adapter.",
     "nemo_rl": "Use more GPUs, or raise policy's tensor parallel size and that of policy.generation.vllm_cfg.",

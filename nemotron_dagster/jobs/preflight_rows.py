@@ -15,7 +15,7 @@ _ANSWERS = {
 }  # fmt: skip
 
 
-def chat_template(case: Case) -> str:
+def has_template(case: Case) -> str:
     """A model that cannot render a conversation."""
     model = next((s for s in case.subjects.values() if s.type == "checkpoint_hf"), None)
     if model is None or model.facts.get("chat_template") is not False or case.value("dataset.chat_template"):

@@ -24,7 +24,7 @@ RULES: Mapping[str, Callable[[Case], str]] = {
     "one_target": sizes.one_target,
     "layers": sizes.layers,
     "quant_recipe": sizes.quant_recipe,
-    "chat_template": rows.chat_template,
+    "has_template": rows.has_template,
     "splits": rows.splits,
     "validation_apart": rows.validation_apart,
     "gym_rows": rows.gym_rows,
