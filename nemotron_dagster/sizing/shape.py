@@ -141,7 +141,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
     if kind in DENSE:
         return Shape(**common, blocks="*-" * layers, biases=biases, layers=layers)
     every, dense = _whole(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
-    experts = _whole(config, "num_experts")
+    experts = _whole(config, "num_experts", _whole(config, "num_local_experts", 0))  # as transformers 5 saves it
     sparse = [experts > 0 and i not in dense and (i + 1) % max(every, 1) == 0 for i in range(layers)]
     return Shape(
         **common,
@@ -163,7 +163,7 @@ def _hybrid(config: Mapping[str, Any], common: dict[str, Any]) -> Shape:
         **common,
         blocks=blocks,
         biases=biases,
-        experts=_whole(config, "n_routed_experts", 0) if "E" in blocks else 0,
+        experts=_whole(config, "n_routed_experts", _whole(config, "num_local_experts", 0)) if "E" in blocks else 0,
         active=_whole(config, "num_experts_per_tok", 0),
         expert_ffn=_whole(config, "moe_intermediate_size", 0),
         shared_ffn=_whole(config, "moe_shared_expert_intermediate_size", 0),
