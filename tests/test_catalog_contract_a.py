@@ -154,7 +154,7 @@ ERRORS = {
     "unsupported_or_custom_architecture",
     "convert/megatron_to_hf": "bad_megatron_checkpoint_path missing_hf_config_or_tokenizer "
     "incomplete_or_async_checkpoint",
-    "convert/merge_lora": "base_model_mismatch adapter_not_validated output_path_overlaps_inputs base_not_recorded",
+    "convert/merge_lora": "base_model_mismatch adapter_not_validated output_path_overlaps_inputs",
     "data_prep/pretrain_prep": "tokenizer_mismatch missing_or_invalid_blend split_leakage_or_empty_validation "
     "empty_or_overlong_documents",
     "data_prep/rl_prep": "missing_or_invalid_blend invalid_dpo_preference_schema missing_rlvr_verifier_fields "

@@ -27,7 +27,7 @@ CHECKS = {
     "judge_apart": "Policy and judge are the same model.",
     "mock_data": "Random tokens train what is to be used: rows or an export are asked for beside them.",
     "teacher": "Teacher and student have different tokenizers.",
-    "one_target": "Both a parameter budget and an exact shape are given, or neither.",
+    "one_target": "Both a parameter budget and an exact shape are given.",
     "layers": "The pipeline stages do not divide the layers of the target.",
     "quant_recipe": "The recipe is none that the quantization script knows.",
     "hf_source": "Nothing says which Hugging Face model describes the architecture of the export.",
