@@ -6,6 +6,7 @@ import json
 import subprocess
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ from helpers import REPO
 
 from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.cli.preview import preview
+from nemotron_dagster.cli.runs_text import page
 from nemotron_dagster.config.compile import JobSpec, compile_job
 from nemotron_dagster.config.profiles import Environment
+from nemotron_dagster.dagster.job_metadata import job_metadata
 from nemotron_dagster.errors import PreflightError
+from nemotron_dagster.jobs.facts import job_facts
+from nemotron_dagster.jobs.ledger import Order, Record
 from nemotron_dagster.jobs.memory import check_memory, memory_of
+from nemotron_dagster.jobs.sync import Sight
 from nemotron_dagster.project import Project
 from nemotron_dagster.sizing.estimate import estimate
 from nemotron_dagster.sizing.gpus import gpu_memory
@@ -273,6 +279,15 @@ def test_generation_has_only_vllms_share_of_the_gpu() -> None:
         PreflightError, match=r"generation needs at least 56.9 GiB per GPU for weights 56.9, and 48 are"
     ):
         check_memory(BUNDLED, spec("rl/nemo_rl/rlvr", model, nodes=4, gpus_per_node=8, gpu_memory_gb=60))
+
+
+def test_the_estimate_goes_with_the_job_to_dagster_and_to_runs_status() -> None:
+    order = Order("s", "c", "d", "c", ("a",), "raw_jsonl", ".", "/r", "/s")
+    record = Record("k", None, "slurm", "x", {}, order, False, memory="training 5 GiB")
+    assert job_facts(record)["memory_estimate"] == "training 5 GiB"
+    assert job_metadata(record)["nemotron/job/memory_estimate"].value == "training 5 GiB"
+    assert "  GPU memory      estimated: training 5 GiB" in page(Sight(record, None))
+    assert "memory_estimate" not in job_facts(replace(record, memory=""))
 
 
 def test_a_dry_run_shows_the_parts_and_the_refusal_and_json_has_them_as_data(

@@ -89,7 +89,7 @@ def parts(load: Load) -> dict[str, float]:
     found["weights"] += 0 if own else whole * 2
     found["gradients"] = whole * t.gradient
     found["optimizer"] = slices * t.optimizer
-    if load.shared:
+    if load.shared and load.parallel.data > 1:
         found["gathered weights"] = gathered(load)
     if t.sequence:
         found["activations"] = activations(load.shape, load.parallel, t)
