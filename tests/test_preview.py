@@ -516,7 +516,8 @@ def test_preview_says_where_inputs_and_output_are(project: Path) -> None:
     bound = compile_job(step, inputs={"training_jsonl": "/up/stream"})
     data = preview(own, bound)
     assert list(data) == [
-        "step", "config_name", "profile", "mode", "run", "config", "compiled", "inputs", "output", "submission",
+        "step", "config_name", "profile", "mode", "run", "config", "compiled", "inputs", "output", "memory",
+        "submission",
     ]  # fmt: skip
     row = {"port": "training_jsonl", "type": "training_jsonl", "key": "data"}
     assert data["inputs"] == [{**row, "path": "/up/stream", "source": "bound"}]

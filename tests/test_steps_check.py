@@ -19,6 +19,7 @@ TINY = "# Seconds.\ndefaults: default.yaml\n"
 DEFAULT = f"# Rows.\n{ROWS_YAML}"
 TOML = ROWS_TOML.replace('"demo/rows"', '"demo/x"')
 SCRIPT = ROWS.replace("steps/demo/rows", "steps/demo/x")
+OOM = '[[errors]]\nname = "oom"\nrecovery = "Take less."\n'
 PLANNED = SCRIPT[: SCRIPT.index("def main")] + 'if __name__ == "__main__":\n    payload.not_built("demo/x")\n'
 
 
@@ -64,6 +65,15 @@ def test_a_faultless_step_has_no_findings_and_nothing_is_written(root: Path) -> 
         ('name = "mode"', 'name = "sleep"', 15, "error", "sleep is described twice"),
         ("resumable = true", 'freeform = ["sectoin"]', 7, "error", "'sectoin'.*Did you mean section"),
         ("resumable = true", '[[errors]]\nname = "oom"', 7, "error", "entry has no recovery"),
+        (
+            "resumable = true",
+            f'{OOM}check = ["memroy"]',
+            10,
+            "error",
+            "check = .'memroy'. is not a list of locks and given",
+        ),
+        ("resumable = true", f'{OOM}check = ["given:rows"]', 10, "error", "given: the step consumes no 'rows'"),
+        ("resumable = true", f'{OOM}check = ["pack_size"]', 10, "error", "no port has the lock 'pack_size'"),
         (
             "resumable = true",
             "[[models]]\nname = 'm'\nmin_gpus = '8'",

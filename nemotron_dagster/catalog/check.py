@@ -14,6 +14,7 @@ from typing import Any
 
 from nemotron_dagster.catalog import Catalog, Step
 from nemotron_dagster.catalog.fields import Table
+from nemotron_dagster.catalog.locks import LOCKS
 from nemotron_dagster.catalog.manifest import read_tables, runspec_table
 from nemotron_dagster.catalog.own_types import declared
 from nemotron_dagster.catalog.shape import Problem, line_of, manifest_problems, runspec_problems, toml_line
@@ -174,6 +175,14 @@ def check_folder(step: Step, catalog: Catalog, families: set[str]) -> Iterator[F
         if choices and parameter.default is not None and _word(parameter.default) not in choices:
             told = f"parameter {parameter.name}: default {parameter.default!r} is none of its choices"
             yield at("parameters", i, "default", f"{told} ({', '.join(choices)}). Add it or mend it.")
+    for i, error in enumerate(step.errors):
+        for name in error.get("check", ()):
+            kind, colon, port = name.partition(":")
+            if colon and port not in {p.name for p in step.consumes}:
+                hint = did_you_mean(port, [p.name for p in step.consumes])
+                yield at("errors", i, "check", f"{kind}: the step consumes no {port!r}.{hint}")
+            elif name in LOCKS and not any(name in p.locks for p in step.consumes):
+                yield at("errors", i, "check", f"no port has the lock {name!r}. Add it to the port's locks.")
     for name in ("errors", "models"):
         rows = [row.get("name") for row in getattr(step, name)]
         for i, row in enumerate(rows):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_dagster.catalog.locks import LOCKS
+from nemotron_dagster.catalog.preflight import CHECKS
+from nemotron_dagster.catalog.preflight import known as is_check
 from nemotron_dagster.errors import did_you_mean
 from nemotron_dagster.toml_positions import positions
 
@@ -39,6 +41,7 @@ _WORD = Kind("text that is not empty", lambda v: isinstance(v, str) and bool(v.s
 _FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 _TEXTS = Kind('a list of texts, like ["a", "b"]', _texts)
 _LOCKS = Kind(f"a list of {', '.join(LOCKS)}", lambda v: _texts(v) and set(v) <= LOCKS.keys())
+_CHECKS = Kind(f"a list of locks and {', '.join(CHECKS)}", lambda v: _texts(v) and all(is_check(name) for name in v))
 _LIST = Kind("a list", lambda v: isinstance(v, list))
 _ANY = Kind("any value", lambda v: True)
 _TABLE = Kind("a table", lambda v: isinstance(v, dict))
@@ -63,7 +66,7 @@ LISTS: Mapping[str, Keys] = {
     "parameters": {"name": _needed(_WORD), "description": _TEXT, "default": _ANY, "choices": _LIST},
     "models": {"name": _needed(_WORD), "description": _TEXT, "min_gpus": _COUNT},
     "strategies": {"when": _needed(_WORD), "then": _needed(_WORD)},
-    "errors": {"name": _needed(_WORD), "recovery": _needed(_WORD)},
+    "errors": {"name": _needed(_WORD), "recovery": _needed(_WORD), "check": _CHECKS},
 }
 RUNSPEC: Keys = {
     "schema": _WORD, "docs": _TEXT, "name": _TEXT, "image": _WORD, "setup": _TEXT, "env": _TABLE, "run": _TABLE,

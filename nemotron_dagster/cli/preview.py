@@ -15,6 +15,8 @@ from nemotron_dagster.config.keys import get
 from nemotron_dagster.config.secrets import redact
 from nemotron_dagster.errors import ConfigError, NemotronError
 from nemotron_dagster.jobs import payload_env
+from nemotron_dagster.jobs.memory import memory_of
+from nemotron_dagster.jobs.preflight import case_of, refuse_known
 from nemotron_dagster.jobs.submission import Layout, here, interpreter, moved, submission
 from nemotron_dagster.jobs.target import ANY_KEY, Preview, Target, make_target, relocation_of
 from nemotron_dagster.project import Project
@@ -37,7 +39,10 @@ def preview(project: Project, spec: JobSpec) -> dict[str, Any]:
     layout = _layout(project, target, spec, relocation)
     config = bind_output(spec, step.produces[0], Path(layout.output)) if step.produces else dict(spec.train)
     before: list[str] = []
-    refused = _refusal(target, spec)
+    refused = _refusal(project, target, spec)
+    memory = memory_of(project, spec)
+    if memory is not None:
+        refused = refused or memory.refusal() or None
     python = str(env.get("python") or "python")
     if relocation is None:
         try:
@@ -58,6 +63,7 @@ def preview(project: Project, spec: JobSpec) -> dict[str, Any]:
         "compiled": redact(spec.job),
         "inputs": _inputs(spec, config),
         "output": _output(spec, layout),
+        "memory": memory and {"told": memory.told(), **memory.data()},
         "submission": redact(_submission(shown, before, refused)),
     }
 
@@ -80,6 +86,8 @@ def print_preview(data: dict[str, Any], as_json: bool) -> None:
     section("run", data["run"])
     section("config", data["config"])
     section("inputs and output", {"inputs": data["inputs"], "output": data["output"]})
+    if data["memory"]:
+        section("memory per GPU (an estimate)", data["memory"]["told"] + "\n")
     section("submission", {k: v for k, v in submitted.items() if v not in (None, [], {}, "")})
     for name, text in scripts.items():
         if text:
@@ -95,7 +103,7 @@ def _layout(project: Project, target: Target, spec: JobSpec, relocation: Relocat
     return here(project, spec, Path(target.job_directory(ANY_KEY)), output, place.messages)
 
 
-def _refusal(target: Target, spec: JobSpec) -> str | None:
+def _refusal(project: Project, target: Target, spec: JobSpec) -> str | None:
     """Why a run would be refused now, where that can be known without touching anything."""
     from nemotron_dagster.jobs.run import check_hardware
 
@@ -103,6 +111,7 @@ def _refusal(target: Target, spec: JobSpec) -> str | None:
         return f"the payload of {spec.step.id} is not built yet"
     try:
         target.check()
+        refuse_known(case_of(project, spec))
         if not target.cluster:  # others would have to be asked, and a dry run asks nobody
             check_hardware(target, spec)
     except NemotronError as e:

@@ -116,6 +116,7 @@ def page(sight: Sight) -> list[str]:
         ("GPU-hours", f"{facts['gpu_hours']:.2f}" if facts.get("gpus") and "gpu_hours" in facts else ""),
         ("CPU efficiency", f"{facts['cpu_efficiency']:.0%}" if "cpu_efficiency" in facts else ""),
         ("memory", f"{facts['max_rss_bytes'] / 1e9:.2f} GB" if "max_rss_bytes" in facts else ""),
+        ("GPU memory", f"estimated: {facts['memory_estimate']}" if "memory_estimate" in facts else ""),
         ("log", facts.get("log")),
         ("runs", ", ".join(record.runs)),
         ("artifact", record.uri),

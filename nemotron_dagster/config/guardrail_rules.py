@@ -9,22 +9,28 @@ from typing import Any
 
 from nemotron_dagster.errors import ConfigError, did_you_mean
 from nemotron_dagster.project import Project
+from nemotron_dagster.sizing.families import FAMILIES
 
 _NUMBER, _TEXTS = (int, float), (list,)
 _RULE_KEYS: Mapping[str, tuple[type, ...]] = {
     "steps": _TEXTS, "images": _TEXTS, "gpus": (str,), "nodes": _NUMBER, "recommended_nodes": _NUMBER,
     "max_nodes": _NUMBER, "nodes_of": _TEXTS, "gpus_of": _TEXTS, "parallel": _TEXTS, "cpus": _NUMBER,
     "recommended_cpus": _NUMBER, "cpus_of": _TEXTS, "memory_gb": _NUMBER, "shared_memory_mib": _NUMBER,
-    "variables": _TEXTS,
+    "variables": _TEXTS, "memory": (str,),
 }  # fmt: skip
 _EXECUTOR_KEYS: Mapping[str, tuple[type, ...]] = {
     "required": _TEXTS, "recommended": _TEXTS, "ray_recommended": _TEXTS, "container": (str,), "storage": (dict,),
     "doubtful_minutes": _NUMBER, "one_node": (bool,),
 }  # fmt: skip
-_CHOICES = {"gpus": ("required", "none", "any"), "container": ("required", "recommended", "none")}
-_TABLES: Mapping[str, Mapping[str, tuple[type, ...]] | None] = {
+_CHOICES = {
+    "gpus": ("required", "none", "any"),
+    "container": ("required", "recommended", "none"),
+    "memory": tuple(FAMILIES),
+}
+#: Of a table that is no mapping of keys: what each of its entries is.
+_TABLES: Mapping[str, Mapping[str, tuple[type, ...]] | type | tuple[type, ...]] = {
     "rule": _RULE_KEYS, "executor": _EXECUTOR_KEYS, "shapes": {"cpus": _NUMBER, "memory_gb": _NUMBER},
-    "images": None, "placeholders": None,
+    "images": list, "placeholders": list, "gpus": (int, float),
 }  # fmt: skip
 
 
@@ -75,9 +81,10 @@ def _check(file: str, data: Mapping[str, Any]) -> None:
             raise ConfigError(f"{file}: unknown [{table}].{hint} Tables: {', '.join(_TABLES)}.")
         keys = _TABLES[table]
         for name, entry in content.items():
-            if keys is None:
-                if not isinstance(entry, list):
-                    raise ConfigError(f"{file}: [{table}] {name} is no list. Write [...].")
+            if not isinstance(keys, Mapping):
+                if not isinstance(entry, keys) or isinstance(entry, bool):
+                    what = "list. Write [...]" if keys is list else "number. Write GB"
+                    raise ConfigError(f"{file}: [{table}] {name} is no {what}.")
                 continue
             where = f"{file}: [{table}.{name}]"
             if not isinstance(entry, Mapping):

@@ -94,7 +94,9 @@ def _parallel(case: Case) -> Iterator[Finding]:
             named = " x ".join(f"{k.rpartition('.')[2]} {v}" for k, v in sizes.items() if v and v > 1)
             have = f"this profile has {world} ({case.facts.nodes} x {case.facts.gpus})"
             text = f"{named} needs a multiple of {product} GPUs; {have}"
-            yield case.find("error", "nodes", f"{text}. Change nodes, gpus_per_node or the config's parallel sizes.")
+            own = next((e for e in case.step.errors if "parallel" in e.get("check", ())), None) if case.step else None
+            fix = own["recovery"] if own else "Change nodes, gpus_per_node or the config's parallel sizes."
+            yield case.find("error", "nodes", f"{text}. {fix}")
 
 
 def _model(case: Case) -> Iterator[Finding]:

@@ -34,6 +34,7 @@ def job_facts(record: Record, status: Status | None = None) -> dict[str, Any]:
         "log": f"{handle.directory}/log" if handle else None,
         "chain": len(record.handles),
         "submitted": record.created,
+        "memory_estimate": record.memory,
     }
     if found is not None:
         facts |= _of_status(found, record.created, record.phase in OPEN)

@@ -14,17 +14,25 @@ from nemotron_dagster.artifacts.manifest import ArtifactRef
 from nemotron_dagster.artifacts.port_locks import Result, Subject, check_all, subject_at, subject_of
 from nemotron_dagster.catalog import Port, Step
 from nemotron_dagster.config.compile import JobSpec
-from nemotron_dagster.errors import ArtifactError, PreflightError
+from nemotron_dagster.errors import ArtifactError
 
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w-][\w.-]*")
 _DATA_SUFFIX = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".yaml", ".txt")
+
+
+class InvalidInput(ArtifactError):
+    """What a port is given is not valid; ``port`` is its name."""
+
+    def __init__(self, port: str, message: str) -> None:
+        super().__init__(message)
+        self.port = port
 
 
 def check_inputs(spec: JobSpec, inputs: Mapping[str, ArtifactRef]) -> dict[str, Subject]:
     """Validate external paths, and upstream artifacts that are asked to be another type; what is known of each input.
 
     Raises:
-        ArtifactError: one is not valid.
+        InvalidInput: one is not valid.
     """
     subjects: dict[str, Subject] = {}
     for port in spec.step.consumes:
@@ -32,7 +40,11 @@ def check_inputs(spec: JobSpec, inputs: Mapping[str, ArtifactRef]) -> dict[str, 
         if external is not None:
             if not is_elsewhere(external):
                 path = Path(external).expanduser()
-                subjects[port.name] = subject_at(port.type, path, artifacts.validate(port.type, path))
+                try:
+                    facts = artifacts.validate(port.type, path)
+                except ArtifactError as e:
+                    raise InvalidInput(port.name, str(e)) from e
+                subjects[port.name] = subject_at(port.type, path, facts)
         elif (ref := inputs.get(port.name)) is not None:
             subjects[port.name] = upstream(spec.step, port, ref)
     return subjects
@@ -57,13 +69,6 @@ def upstream(step: Step, port: Port, ref: ArtifactRef) -> Subject:
 def check_locks(spec: JobSpec, subjects: Mapping[str, Subject]) -> list[Result]:
     """The results of the step's locks."""
     return list(check_all(spec.step, subjects, spec.train))
-
-
-def refuse(step: Step, results: list[Result]) -> None:
-    """Raises PreflightError: a lock does not hold."""
-    if broken := [r for r in results if r.refuses]:
-        told = "\n".join(f"  {r.port}, {r.name}: {r.message}" for r in broken)
-        raise PreflightError(f"{step.id}: an input does not fit; nothing was submitted.\n{told}")
 
 
 def is_elsewhere(external: str) -> bool:

@@ -75,6 +75,7 @@ class Record:
         runs: ids of the Dagster runs that have watched it.
         error: why it failed, for people.
         uri: of the published artifact.
+        memory: what the job was estimated to need on each GPU, in one line.
     """
 
     key: str
@@ -96,6 +97,7 @@ class Record:
     closed: float | None = None
     error: str = ""
     uri: str = ""
+    memory: str = ""
 
     @property
     def handle(self) -> JobHandle | None:

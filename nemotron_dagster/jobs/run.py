@@ -28,9 +28,10 @@ from nemotron_dagster.config.compile import JobSpec
 from nemotron_dagster.errors import PayloadNotBuilt, PreflightError, TargetError
 from nemotron_dagster.jobs.board import board
 from nemotron_dagster.jobs.chain import Ended, give_up, next_job, submit_again
-from nemotron_dagster.jobs.inputs import check_inputs, check_locks, refuse
 from nemotron_dagster.jobs.ledger import OPEN, Ledger, Record, ledger
+from nemotron_dagster.jobs.memory import check_memory
 from nemotron_dagster.jobs.messages import Reporter
+from nemotron_dagster.jobs.preflight import examine, refuse
 from nemotron_dagster.jobs.prepare import Request, code_digest, record_of, submission_of, written
 from nemotron_dagster.jobs.publish import finish, slot_of
 from nemotron_dagster.jobs.submission import (
@@ -163,13 +164,16 @@ def submit(
     for port, ref in request.inputs.items():
         if not local_path(ref).exists():
             reporter.note(f"input {port}: downloading {ref.manifest.bytes / 1e6:,.1f} MB from {ref.uri}")
-    results = check_locks(spec, check_inputs(spec, request.inputs))
+    results = examine(project, spec, request.inputs)
     locked(results)
     refuse(step, results)
     book = ledger(project.state)
     key, known = _attempt(book, request)
     place = _slot(request, key)
     check_hardware(target, spec)
+    memory = check_memory(project, spec)
+    if memory is not None and (doubt := memory.doubt()):
+        reporter.note(doubt)
     variables(spec)  # a secret that is not set is told before anything is built
     relocation = relocation_of(project, spec.profile, spec.environment, step.runspec.image if step.runspec else None)
     python = payload_python(project, spec, target, relocation is not None, reporter.note)
@@ -188,6 +192,7 @@ def submit(
             reporter.note("continuing from what an earlier, unfinished job of this spec left behind")
         place.output.mkdir(parents=True, exist_ok=True)
         record = record_of(project, target, request, key, place, code, results)
+        record = replace(record, memory=memory.told() if memory else "")
         inputs = [ref.uri for ref in request.inputs.values()]  # `artifacts gc` leaves them alone
         owner = {"key": key, "record": str(book.root / "open" / f"{key}.json"), "code": code, "inputs": inputs}
         write_json(place.owner, owner)

@@ -73,6 +73,9 @@ class CommonSettings(BaseModel):
     container: str | None = Field(None, description="The same, as older profiles spell it.")
     nodes: Positive | None = Field(None, description="Nodes; default: what the step's runspec asks for.")
     gpus_per_node: Count | None = Field(None, description="GPUs per node; default: what the step's runspec asks for.")
+    gpu_memory_gb: float | None = Field(
+        None, gt=0, description="Memory of one GPU; default: what a shape, gres or constraint names."
+    )
     nproc_per_node: Positive | None = Field(None, description="Processes per node that torchrun starts.")
     nprocs_per_node: Positive | None = Field(None, description="The same, as cloud profiles spell it.")
     ntasks_per_node: Positive | None = Field(None, description="The same, as Slurm profiles spell it.")

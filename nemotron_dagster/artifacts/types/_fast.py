@@ -110,6 +110,9 @@ class FunctionRole(_Message, gc=False, tag="function"):
     pass
 
 
+Score = float | None
+
+
 class _Row(Struct, gc=False):
     language: str | None = None
     lang: str | None = None
@@ -134,6 +137,10 @@ class Preference(_Row, gc=False, kw_only=True):
     prompt: Said
     chosen: Said
     rejected: Said
+    chosen_score: Score = None
+    rejected_score: Score = None
+    score_chosen: Score = None
+    score_rejected: Score = None
 
 
 class Prompt(_Row, gc=False, kw_only=True):
@@ -180,9 +187,6 @@ class Loose(Struct, gc=False):
     conversations: Raw | UnsetType = UNSET
     language: str | None = None
     lang: str | None = None
-
-
-Score = float | None
 
 
 class Translated(Loose, gc=False):
@@ -299,9 +303,18 @@ def doubtful(rows: list[Any], kind: type) -> list[int]:
         return [
             n
             for n, row in enumerate(rows)
-            if row.chosen == row.rejected or row.prompt.isspace() or row.chosen.isspace() or row.rejected.isspace()
+            if row.chosen == row.rejected
+            or row.prompt.isspace()
+            or row.chosen.isspace()
+            or row.rejected.isspace()
+            or _inverted(row.chosen_score, row.rejected_score)
+            or _inverted(row.score_chosen, row.score_rejected)
         ]
     return []
+
+
+def _inverted(better: Score, worse: Score) -> bool:
+    return better is not None and worse is not None and better < worse
 
 
 def _ordered(messages: list[Any]) -> bool:

@@ -182,6 +182,10 @@ def _preference(row: Mapping[str, Any]) -> None:
         _said(row[key], key)
     if row["chosen"] == row["rejected"]:
         raise Fault("`chosen` and `rejected` are equal. Remove the row: it prefers nothing")
+    for better, worse in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
+        high, low = row.get(better), row.get(worse)
+        if isinstance(high, int | float) and isinstance(low, int | float) and high < low:
+            raise Fault(f"{better} {high} is below {worse} {low}: the pair is inverted. Swap `chosen` and `rejected`")
 
 
 def _ranked(row: Mapping[str, Any]) -> None:
