@@ -105,6 +105,7 @@ def split(name: str, folder: str, number: str) -> None:
     cpu_megatron.enable()
     import torch
     from megatron.bridge import AutoBridge
+    from megatron.core.utils import unwrap_model
 
     source = str(Path(folder, "source"))
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=int(number), world_size=2)
@@ -118,7 +119,7 @@ def split(name: str, folder: str, number: str) -> None:
     provider.initialize_model_parallel(seed=0)
     model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
     bridge.save_megatron_model(model, str(Path(folder, "megatron")), hf_tokenizer_path=source)
-    shape = list(model[0].embedding.word_embeddings.weight.shape)
+    shape = list(unwrap_model(model)[0].embedding.word_embeddings.weight.shape)
     Path(folder, f"shape-{number}.json").write_text(json.dumps(shape))  # stdout is shared with the library's threads
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
