@@ -115,6 +115,7 @@ def _adapt_megatron() -> None:
     """Replace what Megatron itself decides by asking for CUDA devices, or for Transformer Engine in the wrong way."""
     import megatron.bridge.peft.utils as adapters
     import megatron.bridge.training.initialize as start
+    import megatron.bridge.training.post_training.checkpointing as post_training
     import megatron.bridge.training.setup as preparation
     import megatron.core.tensor_parallel.random as randomness
     import torch
@@ -131,6 +132,17 @@ def _adapt_megatron() -> None:
 
     # megatron.core has names for the layers of Transformer Engine even without it, so that bridge believes it is there.
     adapters.HAVE_TE, adapters.TECL, adapters.TERL = False, (), ()
+
+    # A loader restores ModelOpt's scales before it reads the weights, and measures what memory happens to hold.
+    restore = post_training.load_modelopt_state
+
+    def load_modelopt_state(model: Any, *args: Any, **kwargs: Any) -> None:
+        for part in model:
+            for weight in part.parameters():
+                torch.nan_to_num_(weight.data)
+        restore(model, *args, **kwargs)
+
+    post_training.load_modelopt_state = load_modelopt_state
 
     # The wheel holds the compiled index builder and not the Makefile that this would run.
     start.compile_helpers = lambda: None

@@ -89,13 +89,33 @@ upside_down = replace(
 )
 def loss(importance, **sizes):
     return models.loss(minitron.cut(loaded.model, importance, shape.smaller(sizes)), batches)
-cuts = [{"ffn_hidden_size": 192}, {"num_attention_heads": 2}, {"hidden_size": 96}]
+cuts = [{"ffn_hidden_size": 192}, {"num_attention_heads": 2}, {"num_layers": 1}]
 print(json.dumps([models.loss(loaded.model, batches), [(loss(found, **c), loss(upside_down, **c)) for c in cuts]]))
 """
     whole, pairs = json.loads(python(code, roman_model, ROWS))
     assert whole < 1.5
     for best, worst in pairs:
         assert whole - 0.01 < best < worst - 0.05
+
+
+def test_hidden_channels_that_carry_nothing_are_the_first_to_go(tmp_path: Path) -> None:
+    code = """
+import sys, json, torch
+from pathlib import Path
+from _runtime.optimize import minitron, models
+loaded = models.load("tiny_llama", "model", Path(sys.argv[1]), 5)
+batches = models.blocks(models.rows(sys.argv[2], "rows", 40), loaded, 96)
+idle = list(range(0, 128, 4))
+with torch.no_grad():
+    loaded.model.model.embed_tokens.weight[:, idle] = 0
+    for layer in loaded.model.model.layers:
+        layer.self_attn.o_proj.weight[idle] = 0
+        layer.mlp.down_proj.weight[idle] = 0
+scores = minitron.measure(loaded.model, batches).hidden
+print(json.dumps([sorted(scores.argsort()[:32].tolist()), float(scores[idle].max()), float(scores.mean())]))
+"""
+    least, idle, mean = json.loads(python(code, tmp_path / "model", ROWS))
+    assert least == list(range(0, 128, 4)) and idle < 1e-6 < mean
 
 
 def test_heads_are_cut_evenly_from_every_group_of_a_grouped_query_model(tmp_path: Path) -> None:

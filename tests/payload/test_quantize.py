@@ -13,7 +13,8 @@ from nemotron_dagster.artifacts.types import checkpoint_hf, checkpoint_megatron
 
 MODEL, RECIPE, DATA = "args.hf_model_id", "args.export_quant_cfg", "args.calib_dataset"
 
-# Megatron-Bridge's own loader; it restores ModelOpt's state with the weights.
+# Megatron-Bridge's own loader; it restores ModelOpt's state before the weights. Memory that nothing has written yet is
+# NaN here, so that it does not depend on luck.
 RELOAD = """
 import sys, json, torch
 from pathlib import Path
@@ -30,6 +31,7 @@ def main():
     loaded = models.load(base, "model", Path("unused"), 0)
     batch = models.blocks(models.rows(rows, "rows", 160), loaded, 128)[0]
     full = models.logits(loaded.model, batch)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     with temporary_distributed_context(backend="gloo"):
         model_parallel_cuda_manual_seed(0)
         [model] = unwrap_model(AutoBridge.from_hf_pretrained(base).load_megatron_model(saved, wrap_with_ddp=False))

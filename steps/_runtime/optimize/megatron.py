@@ -74,8 +74,6 @@ def save(model: Any, directory: Path, hf: str, step: int = 0, trust: bool = Fals
     from megatron.core.utils import get_model_config
 
     config = get_model_config(model)
-    # A loader of a quantized model scales its weights before it reads them; they must be numbers by then.
-    config.perform_initialization = True
     config.hf_model_id = hf
     words = TokenizerConfig(
         tokenizer_type="HuggingFaceTokenizer",
