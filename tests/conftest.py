@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 from helpers import COUNT, COUNT_TOML, REPO, ROWS, ROWS_TOML, ROWS_YAML, add_step
+from hypothesis import settings
+
+# The same examples in each run: a change is judged by what it changes. --hypothesis-profile=default finds new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture

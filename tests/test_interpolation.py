@@ -90,6 +90,8 @@ def theirs(value: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         "${a.${oc.env:SURELY_UNSET,b}}",
         "${oc.select:a.${oc.decode:'b'}}",
         "${a.text}${a.c}",
+        "${oc.select:nope,: }",
+        "${oc.select:nope,[a:\t , \\: ,: : ]}",
     ],
 )
 def test_a_value_is_what_omegaconf_makes_of_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:

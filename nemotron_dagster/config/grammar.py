@@ -256,7 +256,7 @@ class _Parser:
 
     def word(self, ends: str) -> Text:
         parts: list[Any] = []
-        escaped = 0  # how many parts there are up to the last escaped one
+        escaped = kept = 0  # how many parts there are up to the last escaped one, and up to the last not to be stripped
         while self.i < len(self.text):
             if self.at("${"):
                 parts.append(self.interpolation())
@@ -265,13 +265,18 @@ class _Parser:
             if c == "\\" and self.text[self.i + 1 : self.i + 2] in tuple(_ESCAPED):
                 self.i += 1
                 parts.append(self.text[self.i])
-                escaped = len(parts)
+                escaped = kept = len(parts)
             elif c in ends or c in "[]{}'\"":
                 break
             else:
                 parts.append(c)
+                if c == ":":  # to OmegaConf the blanks after a colon are a part of it
+                    while self.text[self.i + 1 : self.i + 2] in (" ", "\t"):
+                        self.i += 1
+                        parts.append(self.text[self.i])
+                    kept = len(parts)
             self.i += 1
-        while len(parts) > escaped and parts[-1] in (" ", "\t"):
+        while len(parts) > kept and parts[-1] in (" ", "\t"):
             parts.pop()
         return Text(_joined(parts), typed=not escaped)
 
