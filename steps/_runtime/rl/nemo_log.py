@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 
 from _runtime import payload
 from _runtime.payload import PayloadError
@@ -29,13 +28,12 @@ NAMES = {
 class Reader:
     """Takes the output line by line; ``records`` holds one record per step that ended."""
 
-    def __init__(self, first: int = 0) -> None:
+    def __init__(self) -> None:
         self.records: list[dict[str, float]] = []
-        self._step, self._total = first, 0
+        self._step, self._total = 0, 0
         self._values: dict[str, float] = {}
         self._open = False
         self._tail: list[str] = []
-        self._since = time.monotonic()
 
     def read(self, line: str) -> None:
         """Take one line.

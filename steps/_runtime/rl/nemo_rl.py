@@ -59,15 +59,13 @@ def run(cfg: dict[str, Any], output: Path, algorithm: str) -> None:
     ]
     command += overrides(sys.argv[1:])
     print("NeMo-RL: " + " ".join(command), flush=True)
-    before = metrics.load(output)
     resumed_from = nemo_checkpoint.latest(output)
-    log = _train(command, workdir, resumed_from[0] if resumed_from else 0)
-    metrics.save(output, [*before, *log])
+    _train(command, workdir, output)
     found = nemo_checkpoint.latest(output)
     if found is None:
         raise RuntimeError(f"NeMo-RL ended without a checkpoint in {output}")
     nemo_checkpoint.publish(found[1], output, policy.path, workdir, launcher)
-    losses = [r for r in [*before, *log] if "loss" in r]
+    losses = [r for r in metrics.load(output) if "loss" in r]
     payload.result(
         backend="nemo_rl",
         algorithm=algorithm,
@@ -129,8 +127,8 @@ def write(cfg: Mapping[str, Any], file: Path) -> None:
     partial.replace(file)
 
 
-def _train(command: list[str], workdir: Path, first: int) -> list[dict[str, float]]:
-    """Run NeMo-RL to its end; returns what it measured in each step."""
+def _train(command: list[str], workdir: Path, output: Path) -> None:
+    """Run NeMo-RL to its end; what it measured is stored after each step, so that a kill loses none of it."""
     steps = str(Path(__file__).resolve().parents[2])
     environment = {
         **os.environ,
@@ -154,13 +152,16 @@ def _train(command: list[str], workdir: Path, first: int) -> list[dict[str, floa
         child.terminate()
 
     previous = signal.signal(signal.SIGTERM, stop)
-    reader = nemo_log.Reader(first)
+    reader, before, stored = nemo_log.Reader(), metrics.load(output), 0
     try:
         assert child.stdout is not None
         for line in child.stdout:
             sys.stdout.write(line)
             sys.stdout.flush()
             reader.read(line)
+            if len(reader.records) > stored:
+                stored = len(reader.records)
+                metrics.save(output, [*before, *reader.records])
         status = child.wait()
     except BaseException:
         child.kill()
@@ -172,4 +173,3 @@ def _train(command: list[str], workdir: Path, first: int) -> list[dict[str, floa
         raise SystemExit(143)
     if status:
         raise reader.explain(status)
-    return reader.records

@@ -12,7 +12,7 @@ Below ``checkpointing.checkpoint_dir``:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def run(trainer: Any, output: Path, policy: Policy, tokenizer: Any, facts: Mappi
     reporter = trl_report.reporter(total)
     trainer.add_callback(reporter)
     trainer.remove_callback(PrinterCallback)  # it would print what the reporter reports
+    trainer.get_eval_dataloader = _whole(trainer)
     found = checkpoints.latest(output)
     resumed_from = found[0] if found else None
     if found is None or found[0] < total:
@@ -135,6 +136,20 @@ def run(trainer: Any, output: Path, policy: Policy, tokenizer: Any, facts: Mappi
         processes=1,
         **hf_checkpoint.tokenizer_facts(output / publish.HF),
     )
+
+
+def _whole(trainer: Any) -> Callable[..., Any]:
+    """Validation on all rows: ``dataloader_drop_last``, which is meant for training, would cut off its last ones."""
+    make = trainer.get_eval_dataloader
+
+    def get_eval_dataloader(*args: Any) -> Any:
+        trainer.args.dataloader_drop_last = False
+        try:
+            return make(*args)
+        finally:
+            trainer.args.dataloader_drop_last = True
+
+    return get_eval_dataloader
 
 
 def _ends(log: list[dict[str, float]], names: tuple[str, ...]) -> dict[str, float]:
