@@ -198,7 +198,7 @@ def _status(answer: _Answer, handle: JobHandle, lost_after: int) -> Status:
     if told and told[0][2].split()[0] in _ENDED:
         return replace(_accounted(told, answer.users, mark, oom, said), restarts=restarts)
     if row is not None:
-        return replace(_from_queue(row, oom, said), restarts=restarts)
+        return replace(_from_queue(row, mark, oom, said), restarts=restarts)
     limit = lost_after if answer.accounting else lost_after * _UNSURE
     return _unknown(claim, mark, int(age), limit, answer.accounting, oom, said)
 
@@ -221,13 +221,15 @@ def _live(row: list[str]) -> Status:
     )
 
 
-def _from_queue(row: list[str], oom: str, said: str) -> Status:
+def _from_queue(row: list[str], mark: str, oom: str, said: str) -> Status:
     """Of a job that has just ended, or of one whose cluster keeps no accounts."""
     raw = row[3]
     if ":" in raw:
         code, signal = (int(n) for n in raw.split(":"))
     else:  # as wait() has it
         code, signal = (int(raw) >> 8 & 0xFF, int(raw) & 0x7F) if raw.isdigit() else (0, 0)
+    if mark and row[2] == "FAILED" and not (code or signal):
+        code = int(mark.split(maxsplit=1)[0])
     status = Status(
         _ENDED[row[2]],
         raw=row[2],
@@ -248,8 +250,8 @@ def _accounted(rows: list[list[str]], users: Mapping[str, str], mark: str, oom: 
     first = [int(n) for n in (job[4] or "0:0").split(":")]
     if any(first) and code:  # of the step itself; srun adds up what it did to the other tasks
         code, signal = first
-    elif mark and code:
-        code = int(mark.split(maxsplit=1)[0])  # sacct writes 139 as 11
+    elif mark and (code or (state == "FAILED" and not signal)):
+        code = int(mark.split(maxsplit=1)[0])  # sacct writes 139 as 11, and for a moment nothing but the state
     figures: dict[str, float] = {}
     cpu, given = duration(job[9]), float(job[10] or 0)
     if given > 0:
@@ -263,7 +265,7 @@ def _accounted(rows: list[list[str]], users: Mapping[str, str], mark: str, oom: 
         nodes=_text(job[12]),
         submitted=_time(job[5]),
         started=_time(job[6]),
-        ended=_time(job[7]),
+        ended=_time(job[7]) or (float(mark.split()[2]) if mark else None),
         gpus=_gpus(job[8]),
         figures=figures,
     )
