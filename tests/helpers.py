@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -130,3 +133,14 @@ def add_step(root: Path, step_id: str, toml: str, script: str, **configs: str) -
     for name, text in configs.items():
         (folder / "config" / f"{name}.yaml").write_text(text)
     return folder
+
+
+def load_module(file: Path) -> ModuleType:
+    """A step's payload as a module; what it puts on ``sys.path`` does not stay there."""
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    path = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    return module
