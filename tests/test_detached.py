@@ -387,25 +387,34 @@ main(["steps", "run", "rows", "n=2"])
 def test_commands_killed_at_any_instant_lose_no_job_submit_none_twice_and_record_each_once(
     nemotron: Run, project: Path, site: Path, environ: dict[str, str]
 ) -> None:
-    """Each command is a fork of one process that has imported everything, so that what is killed is our work."""
+    """Each command is a fork of one process that has imported everything, so that what is killed is our work.
+
+    The instants are fractions of what one whole command takes on this machine at this time.
+    """
     code = """
-import os, random, signal, sys, time
+import os, signal, sys, time
 import nemotron_dagster.dagster.materialize
 from nemotron_dagster.dagster.definitions import project_definitions
 from nemotron_dagster.project import find_project
 from nemotron_dagster.cli.main import main
 project_definitions(find_project())
-for n, instant in enumerate(map(float, sys.argv[1:])):
+def command(n):
     pid = os.fork()
     if not pid:
         os.setsid()
-        main(["steps", "run", "rows", f"n={n + 1}", "sleep=0.02"])
-    time.sleep(instant)
+        main(["steps", "run", "rows", f"n={n}", "sleep=0.02"])
+    return pid
+begun = time.monotonic()
+assert os.waitpid(command(1), 0)[1] == 0
+whole = time.monotonic() - begun
+for n, fraction in enumerate(map(float, sys.argv[1:]), 2):
+    pid = command(n)
+    time.sleep(fraction * whole)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 """
     chance = random.Random()
-    instants = [f"{chance.uniform(0.1, 3):.3f}" for _ in range(20)]
+    instants = [f"{chance.uniform(0.05, 1.1):.3f}" for _ in range(20)]
     with open(project / "out", "wb") as out:
         subprocess.run([sys.executable, "-c", code, *instants], cwd=project, env=environ, check=True, stdout=out)
     settle(project)

@@ -92,7 +92,7 @@ from artifacts.making import staged
 from nemotron_dagster.artifacts.store import publish, set_latest
 from nemotron_dagster.errors import ArtifactError
 root, me = Path(sys.argv[1]), sys.argv[2]
-ready = [staged(root, f"k{n}", f"by {me}", digest=f"{me}{n}") for n in range(30)]
+ready = [staged(root, f"k{n}", f"by {me}", digest=f"{me}k{n:02}.") for n in range(30)]
 print("ready", flush=True)
 sys.stdin.readline()
 won = []

@@ -146,11 +146,14 @@ def test_a_failed_run_shows_the_payloads_own_words(visit: Visit) -> None:
     visit.shot("failed")
 
 
-def check_text(visit: Visit, asset: str, check: str) -> str:
-    """What a check's page says, once its list of checks is there."""
+def check_text(visit: Visit, asset: str, check: str, *says: str, succeeded: int = 0) -> str:
+    """What a check's page says, once it says all that is expected; it draws itself piece by piece."""
     page = visit.open(f"/assets/{asset}?view=checks&checkDetail={check}")
     page.get_by_text("Evaluation result").first.wait_for()
-    page.get_by_text(check).first.wait_for()
+    for words in (check, *says):
+        page.get_by_text(words).first.wait_for()
+    if succeeded:
+        page.get_by_text("Succeeded").nth(succeeded - 1).wait_for()
     return str(page.locator("body").inner_text())
 
 
@@ -160,26 +163,25 @@ def test_the_checks_page_shows_what_was_compared_and_why_a_run_was_refused(visit
 
     run("numbers", {"n": 5}, "SUCCESS")
     run("train", {}, "SUCCESS")
-    text = check_text(visit, "demo/train", "raw_jsonl__text_field")
+    says = ("The rows have the field that the config's text_field names.", "demo/numbers")
+    text = check_text(visit, "demo/train", "raw_jsonl__text_field", *says, succeeded=4)
     visit.shot("checks-passed")
     assert text.count("Succeeded") == 4 and "Failed" not in text
-    assert "The rows have the field that the config's text_field names." in text and "demo/numbers" in text
 
     run("train", {"text_field": "words"}, "FAILURE")
-    text = check_text(visit, "demo/train", "raw_jsonl__text_field")
+    says = ("text_field is words, but no row of demo/numbers", "Set text_field to one of these.")
+    text = check_text(visit, "demo/train", "raw_jsonl__text_field", *says, succeeded=3)
     visit.shot("checks-failed")
     assert text.count("Succeeded") == 3, "one lock refused the run; nothing else is wrong"
-    assert "text_field is words, but no row of demo/numbers" in text and "Set text_field to one of these." in text
-    text = check_text(visit, "demo/train", "manifest_and_files")
-    assert "This run published nothing. What was published before: " in text
+    check_text(visit, "demo/train", "manifest_and_files", "This run published nothing. What was published before: ")
     visit.shot("checks-files")
-    assert "Cannot be told" in check_text(visit, "demo/train", "raw_jsonl__tokenizer")
+    check_text(visit, "demo/train", "raw_jsonl__tokenizer", "Cannot be told")
     visit.shot("checks-untold")
 
     run("train", {"steps": "many"}, "FAILURE")
-    text = check_text(visit, "demo/train", "raw_jsonl__text_field")
+    text = check_text(visit, "demo/train", "raw_jsonl__text_field", "Not looked at, because the run ended before: ")
     visit.shot("checks-not-looked-at")
-    assert "Not looked at, because the run ended before: " in text and "steps" in text
+    assert "steps" in text
 
 
 def test_a_run_launched_with_overrides_shows_its_log(visit: Visit) -> None:
