@@ -405,17 +405,31 @@ def test_the_plan_says_what_a_run_would_take_and_makes_nothing(packing: Any, dat
     assert not list(packing.out.rglob("*.parquet")) and not (packing.out / "splits").exists()
 
 
-def test_tiny_packs_its_tools_and_reasoning_into_the_trainers_length(packing: Any) -> None:
-    cfg = yaml.safe_load((STEP / "config/tiny.yaml").read_text())
-    del cfg["run"]
-    text = json.dumps({**cfg, "output_dir": str(packing.out)}).replace("${oc.env:NEMOTRON_STEP_DIR}", str(STEP))
-    outcome = packing(**json.loads(text))
+def tiny(packing: Any, **cfg: Any) -> Outcome:
+    shipped = yaml.safe_load((STEP / "config/tiny.yaml").read_text())
+    del shipped["run"]
+    text = json.dumps({**shipped, "output_dir": str(packing.out)}).replace("${oc.env:NEMOTRON_STEP_DIR}", str(STEP))
+    outcome: Outcome = packing(**{**json.loads(text), **cfg})
     assert outcome.status == 0, outcome.stderr
+    return outcome
+
+
+def test_tiny_packs_its_tools_and_reasoning_into_the_trainers_length(packing: Any) -> None:
+    outcome = tiny(packing, chat_template="nano3")
     facts = packed_parquet.validate(packing.out)
     assert set(facts["splits"]) == {"train", "valid", "test"} and outcome.facts["removed"] == {}
     assert outcome.facts["rows"] == len(ROWS) < outcome.facts["sequences"]
     assert facts["pack_size"] <= outcome.facts["pack_size"] == 4096 and facts["efficiency"] > 0.85
     assert np.array(PackedDataset(packing.out / "splits/train")[0]["loss_mask"]).any()
+
+
+def test_tiny_packs_are_made_like_those_that_the_tiny_trainers_bring_along(packing: Any) -> None:
+    made = tiny(packing).facts
+    for trainer in ("sft", "peft"):
+        plan = json.loads((STEPS / trainer / "megatron_bridge/data/train/plan.json").read_text())
+        assert made["tokenizer_fingerprint"] == plan["settings"]["tokenizer"]
+        assert made["chat_template_fingerprint"] == plan["settings"]["chat_template"]
+        assert made["pack_size"] == plan["settings"]["pack_size"]
 
 
 BAD: dict[str, tuple[dict[str, Any], str, list[str]]] = {
