@@ -17,7 +17,7 @@ from nemotron_dagster.catalog import Step, load_catalog
 from nemotron_dagster.catalog.locks import LOCKS
 from nemotron_dagster.catalog.preflight import CHECKS, known
 from nemotron_dagster.config.compile import JobSpec, compile_job
-from nemotron_dagster.config.guardrails import check_profile
+from nemotron_dagster.config.guardrails import check_job
 from nemotron_dagster.config.profiles import Environment
 from nemotron_dagster.errors import ArtifactError, NemotronError, PreflightError
 from nemotron_dagster.jobs.memory import check_memory
@@ -59,17 +59,23 @@ def model(type_name: str = "checkpoint_hf", **more: Any) -> Subject:
 
 
 MISMATCH = {"tokens": rows({}, "binidx", tokenizers=A), "m": model("checkpoint_megatron", tokenizers=B)}
+PACKED = {"packed_parquet": rows({}, "packed_parquet", tokenizers=A), "checkpoint_megatron": MISMATCH["m"]}
+PACKS_2K = {"packed_parquet": rows({}, "packed_parquet", reported={"pack_size": 2048})}
 SAME = (
     "policy.model_name={tmp}/policy",
     "env.nemo_gym.genrm_model.responses_api_models.genrm_model.model={tmp}/policy/",
 )
 SPLIT = json.dumps({"train": "a.jsonl", "val": "", "rows": {"train": 3, "val": 0}})
+EMPTY = json.dumps({"train": "", "val": "b.jsonl", "rows": {"train": 0, "val": 3}})
+NO_MODEL = {"m/notes.txt": ""}
 INVERTED = {"prompt": "p", "chosen": "a", "rejected": "b", "chosen_score": 1, "rejected_score": 2}
 DATA = "data.train.data_path={tmp}/prep"
+BOTH = (DATA, "data.validation.data_path={tmp}/prep")
 FAULTS: dict[tuple[str, str], Fault] = {
     ("convert/hf_to_megatron", "source_not_clean_hf_checkpoint"): Fault("has no config.json", ("hf_model_id={tmp}",)),
     ("convert/hf_to_megatron", "output_path_overlaps_source"): Fault(
         "overlap", ("hf_model_id={tmp}/m", "megatron_path={tmp}/m/out"), ("megatron_path={tmp}/n",)),
+    ("convert/hf_to_megatron", "parallel_sizes_mismatch"): Fault("needs a multiple of 3 GPUs", ("ep=3",), ("ep=4",)),
     ("convert/megatron_to_hf", "bad_megatron_checkpoint_path"): Fault(
         "nothing is there", ("megatron_path={tmp}/iter_0000001",)),
     ("convert/megatron_to_hf", "missing_hf_config_or_tokenizer"): Fault(
@@ -77,6 +83,10 @@ FAULTS: dict[tuple[str, str], Fault] = {
         files={"c/run_config.yaml": "model: {num_layers: 2}\n"}),
     ("convert/megatron_to_hf", "incomplete_or_async_checkpoint"): Fault(
         "iter_0000003", ("megatron_path={tmp}/iter_0000003",), files={"iter_0000003/run_config.yaml": "model: {}\n"}),
+    ("convert/megatron_to_hf", "parallel_sizes_mismatch"): Fault("needs a multiple of 3 GPUs", ("ep=3",), ("ep=4",)),
+    ("convert/megatron_to_hf", "output_path_overlaps_source"): Fault(
+        "overlap", ("megatron_path={tmp}/c/iter_0000001", "hf_path={tmp}/c"), ("hf_path={tmp}/hf",)),
+    ("convert/merge_lora", "adapter_missing"): Fault("nothing is there", ("lora_checkpoint={tmp}/none",)),
     ("convert/merge_lora", "base_model_mismatch"): Fault(
         "belongs to org/m, but org/n", ("base_hf_path=org/n",), ("base_hf_path=org/m",),
         {"checkpoint_lora": rows({"base": "org/m"}, "checkpoint_lora")}),
@@ -89,6 +99,18 @@ FAULTS: dict[tuple[str, str], Fault] = {
         "was made with the tokenizer", subjects={"binidx": MISMATCH["tokens"], "checkpoint_hf": model(tokenizers=B)}),
     ("optimize/modelopt/distill", "output_dir_overlaps_checkpoint_roots"): Fault(
         "overlap", ("args.student_hf_path={tmp}/s", "args.output_dir={tmp}"), ("args.output_dir={tmp}/run",)),
+    ("optimize/modelopt/distill", "world_size_not_divisible"): Fault(
+        "needs a multiple of 3 GPUs", ("args.tp_size=3",), ("args.tp_size=4",)),
+    ("optimize/modelopt/distill", "data_missing"): Fault("nothing is there", ("args.data_paths={tmp}/none.json",)),
+    ("optimize/modelopt/distill", "data_invalid"): Fault(
+        "b.json", ("args.teacher_hf_path=org/m", "args.data_paths={tmp}/b.json"), files={"b.json": "{"}),
+    ("optimize/modelopt/distill", "model_missing"): Fault("nothing is there", ("args.teacher_hf_path={tmp}/none",)),
+    ("optimize/modelopt/distill", "model_invalid"): Fault(
+        "has no config.json", ("args.teacher_hf_path={tmp}/m",), files=NO_MODEL),
+    ("optimize/modelopt/prune", "model_missing"): Fault(
+        "nothing is there", ("args.hf_model_name_or_path={tmp}/none",)),
+    ("optimize/modelopt/prune", "model_invalid"): Fault(
+        "has no config.json", ("args.hf_model_name_or_path={tmp}/m",), files=NO_MODEL),
     ("optimize/modelopt/prune", "target_and_export_config_both_set"): Fault(
         "both set", ("args.prune_export_config={num_layers: 24}",), ("args.prune_target_params=null",)),
     ("optimize/modelopt/prune", "output_path_overlaps_input"): Fault(
@@ -102,10 +124,23 @@ FAULTS: dict[tuple[str, str], Fault] = {
     ("optimize/modelopt/quantize", "source_checkpoint_overwritten"): Fault(
         "overlap", ("args.hf_model_id={tmp}/m", "args.megatron_save_path={tmp}/m"),
         ("args.megatron_save_path={tmp}/q",)),
+    ("optimize/modelopt/quantize", "model_missing"): Fault("nothing is there", ("args.hf_model_id={tmp}/none",)),
+    ("optimize/modelopt/quantize", "model_invalid"): Fault(
+        "has no config.json", ("args.hf_model_id={tmp}/m",), files=NO_MODEL),
     ("peft/automodel", "oom"): Fault("weights 7.3", ("distributed.strategy=fsdp2",)),
     ("peft/automodel", "packed_parquet_used_with_automodel"): Fault(
         "is Parquet", ("dataset.path_or_dataset_id={tmp}/p",), ("dataset.path_or_dataset_id={tmp}",),
         files={"p/shard.parquet": "", "rows.jsonl": ""}),
+    ("peft/automodel", "dataset_missing"): Fault("nothing is there", ("dataset.path_or_dataset_id={tmp}/none",)),
+    ("peft/automodel", "dataset_invalid"): Fault(
+        "r.jsonl:1: is not JSON", ("dataset.path_or_dataset_id={tmp}/r.jsonl",), files={"r.jsonl": "{broken\n"}),
+    ("peft/automodel", "unsupported_scheduler_kwargs"): Fault("warmup_steps", ("lr_scheduler.warmup_steps=10",)),
+    ("peft/megatron_bridge", "tokenizer_mismatch"): Fault("was made with the tokenizer", subjects=PACKED),
+    ("peft/megatron_bridge", "sequence_length_mismatch"): Fault(
+        "model.seq_length=2048", ("model.seq_length=2048",), ("model.seq_length=4096",)),
+    ("peft/megatron_bridge", "bad_parallel_batch_shape"): Fault(
+        "needs a multiple of 3 GPUs", ("model.pipeline_model_parallel_size=3",),
+        ("model.pipeline_model_parallel_size=1",)),
     ("peft/megatron_bridge", "missing_packed_data"): Fault(
         "nothing is there", ("dataset.packed_sequence_specs.packed_train_data_path={tmp}/none",)),
     ("peft/megatron_bridge", "missing_base_checkpoint"): Fault("checkpoint.pretrained_checkpoint is not given"),
@@ -120,6 +155,22 @@ FAULTS: dict[tuple[str, str], Fault] = {
         "nothing is there", ("dataset.data_paths={tmp}/blend.json",)),
     ("pretrain/megatron_bridge", "sequence_length_mismatch"): Fault(
         "recipe.seq_length=8192", ("model.seq_length=4096",), ("model.seq_length=8192",)),
+    ("pretrain/megatron_bridge", "tokenizer_mismatch"): Fault(
+        "was made with the tokenizer",
+        subjects={"binidx": MISMATCH["tokens"], "checkpoint_megatron": MISMATCH["m"]}),
+    ("pretrain/megatron_bridge", "bad_parallel_batch_shape"): Fault(
+        "needs a multiple of 3 GPUs", ("model.context_parallel_size=3",), ("model.context_parallel_size=1",)),
+    ("pretrain/megatron_bridge", "missing_base_checkpoint"): Fault(
+        "nothing is there", ("checkpoint.pretrained_checkpoint={tmp}/none",)),
+    ("pretrain/megatron_bridge", "base_and_adapter_paths_mixed"): Fault(
+        "overlap", ("checkpoint.pretrained_checkpoint={tmp}/b", "checkpoint.save={tmp}/b"),
+        ("checkpoint.save={tmp}/run",)),
+    ("rl/nemo_rl/dpo", "train_used_as_validation_unintentionally"): Fault(
+        "has no validation split of its own", BOTH, ("data.validation.data_path=null",),
+        files={"prep/manifest.json": SPLIT}),
+    ("rl/nemo_rl/dpo", "dataset_empty"): Fault("'train' is empty", BOTH, files={"prep/manifest.json": EMPTY}),
+    ("rl/nemo_rl/dpo", "model_missing"): Fault("nothing is there", ("policy.model_name={tmp}/none",)),
+    ("rl/nemo_rl/dpo", "model_invalid"): Fault("{tmp}/m", ("policy.model_name={tmp}/m",), files=NO_MODEL),
     ("rl/nemo_rl/dpo", "inverted_preference_pairs"): Fault(
         "chosen_score 1 is below rejected_score 2", (DATA,),
         files={"prep/r.jsonl": json.dumps(INVERTED) + "\n"}),
@@ -132,6 +183,16 @@ FAULTS: dict[tuple[str, str], Fault] = {
     ("rl/nemo_rl/rlhf", "train_used_as_validation_unintentionally"): Fault(
         "are both {tmp}/t.jsonl", ("data.train.data_path={tmp}/t.jsonl", "data.validation.data_path={tmp}/t.jsonl"),
         ("data.validation.data_path={tmp}/v.jsonl",), files={"t.jsonl": "", "v.jsonl": ""}),
+    ("rl/nemo_rl/rlhf", "dataset_empty"): Fault(
+        "'train' is empty", ("data.manifest_path={tmp}/manifest.json",), files={"manifest.json": EMPTY}),
+    ("rl/nemo_rl/rlhf", "model_missing"): Fault("nothing is there", ("policy.model_name={tmp}/none",)),
+    ("rl/nemo_rl/rlhf", "model_invalid"): Fault("{tmp}/m", ("policy.model_name={tmp}/m",), files=NO_MODEL),
+    ("rl/nemo_rl/rlvr", "train_used_as_validation_unintentionally"): Fault(
+        "has no validation split of its own", BOTH, ("data.validation.data_path=null",),
+        files={"prep/manifest.json": SPLIT}),
+    ("rl/nemo_rl/rlvr", "dataset_empty"): Fault("'train' is empty", BOTH, files={"prep/manifest.json": EMPTY}),
+    ("rl/nemo_rl/rlvr", "model_missing"): Fault("nothing is there", ("policy.model_name={tmp}/none",)),
+    ("rl/nemo_rl/rlvr", "model_invalid"): Fault("{tmp}/m", ("policy.model_name={tmp}/m",), files=NO_MODEL),
     ("rl/nemo_rl/rlvr", "missing_verifier_fields"): Fault(
         "has no field with an answer (it has prompt)",
         subjects={"training_jsonl": rows({"kinds": {"prompt": 2}, "columns": [["prompt", "str"]]})}),
@@ -157,9 +218,16 @@ FAULTS: dict[tuple[str, str], Fault] = {
         "has no config.json",
         ("model.pretrained_model_name_or_path={tmp}/m", "dataset.path_or_dataset_id={tmp}/r.jsonl"),
         files={"m/notes.txt": "", "r.jsonl": '{"messages": [{"role": "user", "content": "a"}]}\n'}),
+    ("sft/automodel", "unsupported_scheduler_kwargs"): Fault("warmup_steps", ("lr_scheduler.warmup_steps=10",)),
     ("sft/megatron_bridge", "tokenizer_mismatch"): Fault(
-        "was made with the tokenizer",
-        subjects={"packed_parquet": rows({}, "packed_parquet", tokenizers=A), "checkpoint_megatron": MISMATCH["m"]}),
+        "was made with the tokenizer", subjects=PACKED),
+    ("sft/megatron_bridge", "sequence_length_mismatch"): Fault(
+        "dataset.seq_length=2048", ("dataset.seq_length=2048",), ("dataset.seq_length=4096",)),
+    ("sft/megatron_bridge", "missing_base_checkpoint"): Fault(
+        "nothing is there", ("checkpoint.pretrained_checkpoint={tmp}/none",)),
+    ("sft/megatron_bridge", "base_and_adapter_paths_mixed"): Fault(
+        "overlap", ("checkpoint.pretrained_checkpoint={tmp}/b", "checkpoint.save={tmp}/b"),
+        ("checkpoint.save={tmp}/run",)),
     ("sft/megatron_bridge", "oom"): Fault("weights 7.87, gradients 15.7, optimizer 44.1"),
     ("sft/megatron_bridge", "missing_packed_data"): Fault(
         "nothing is there", ("dataset.packed_sequence_specs.packed_train_data_path={tmp}/none",)),
@@ -170,10 +238,17 @@ FAULTS: dict[tuple[str, str], Fault] = {
 
 #: Further ways in which a marked error comes about.
 MORE: list[tuple[tuple[str, str], Fault]] = [
+    (("sft/megatron_bridge", "sequence_length_mismatch"), Fault("was packed to 2,048 tokens", subjects=PACKS_2K)),
+    (("peft/megatron_bridge", "sequence_length_mismatch"), Fault("was packed to 2,048 tokens", subjects=PACKS_2K)),
+    (("pretrain/megatron_bridge", "missing_base_checkpoint"), Fault(
+        "{tmp}/m", ("checkpoint.pretrained_checkpoint={tmp}/m", "dataset.data_paths=org/x"), files=NO_MODEL)),
+    (("rl/nemo_rl/dpo", "train_used_as_validation_unintentionally"), Fault(
+        "are both {tmp}/t.jsonl", ("data.train.data_path={tmp}/t.jsonl", "data.validation.data_path={tmp}/t.jsonl"),
+        ("data.validation.data_path={tmp}/v.jsonl",), files={"t.jsonl": "", "v.jsonl": ""})),
     (("convert/merge_lora", "base_model_mismatch"), Fault(
         "base_model_name_or_path", ("lora_checkpoint={tmp}/l",),
         files={"l/adapter_config.json": '{"r": 8, "lora_alpha": 8, "peft_type": "LORA"}'})),
-    (("rl/nemo_rl/rlhf", "train_used_as_validation_unintentionally"), Fault(
+    (("rl/nemo_rl/rlhf", "dataset_empty"), Fault(
         "'val' is empty", ("data.manifest_path={tmp}/manifest.json", "data.allow_train_as_validation=true"),
         files={"manifest.json": SPLIT})),
     (("rl/nemo_rl/rlhf", "train_used_as_validation_unintentionally"), Fault(
@@ -207,10 +282,11 @@ def refusal(step: Step, fault: Fault, place: Path, check: str, overrides: tuple[
         if check == "memory":
             check_memory(BUNDLED, replace(spec, run={**spec.run, "env": {**spec.environment, "gpu_memory_gb": 5}}))
         elif check == "parallel":
-            found = check_profile(BUNDLED, Environment(None, {"p": GPUS}), "p", step)
+            found = check_job(BUNDLED, Environment(None, {"p": GPUS}), spec)
             raise PreflightError("\n".join(f.message for f in found if f.level == "error"))
         elif kind == "input":
-            examine(BUNDLED, spec, {})
+            if not any(problems(case_of(BUNDLED, spec))):  # else it is refused before inputs are read
+                examine(BUNDLED, spec, {})
         elif check in LOCKS:
             refuse(step, list(check_all(step, fault.subjects, spec.train)))
         else:

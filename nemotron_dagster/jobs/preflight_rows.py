@@ -106,6 +106,8 @@ def teacher(case: Case) -> str:
 
 def _validates(case: Case) -> bool:
     """Whether the config validates at all."""
+    if not case.value("data.manifest_path") and not case.value("data.validation.data_path"):
+        return False
     periods = [case.value(f"{s}.val_period") for s in ("grpo", "dpo")]
     return any(isinstance(p, int) and p > 0 for p in periods) or all(p is None for p in periods)
 
