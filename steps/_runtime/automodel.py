@@ -27,6 +27,7 @@ from _runtime import (
     hf_checkpoint,
     index_helpers,
     payload,
+    sections,
     token_shards,
     trackers,
 )
@@ -67,7 +68,7 @@ def _run(cfg: dict[str, Any], recipe: str, output: Path, adapter: bool) -> None:
     on_cpu = cpu.enable()
     if on_cpu:
         cpu.choose_threads(cpu.refuse_large(model, trust))
-        automodel_config.section(cfg, "dist_env")["backend"] = "gloo"
+        sections.section(cfg, "dist_env")["backend"] = "gloo"
     cls = automodel_state.reporting(_recipe_class(recipe), on_cpu)
     if on_tokens:
         index_helpers.enable()
@@ -129,7 +130,7 @@ def _use_rows(cfg: dict[str, Any], output: Path) -> int | None:
     """Check the training and validation rows and name their files; returns how many rows are trained on."""
     count = None
     for section in [k for k in cfg if k == "dataset" or k.startswith("validation_dataset")]:
-        settings, key = automodel_config.section(cfg, section), f"{section}.path_or_dataset_id"
+        settings, key = sections.section(cfg, section), f"{section}.path_or_dataset_id"
         value = settings.get("path_or_dataset_id")
         if not chat_data.given(value):
             if section == "dataset":

@@ -12,6 +12,7 @@ from typing import Any
 
 from _runtime import chat_data, hf_checkpoint, trackers
 from _runtime.payload import PayloadError
+from _runtime.sections import section
 
 LORA = {
     "_target_": "nemo_automodel.components._peft.lora.PeftConfig",
@@ -26,20 +27,6 @@ TYPED = (
     *("step_scheduler", "lr_scheduler", "optimizer", "loss_fn", "dataloader", "validation_dataloaders"),
     *("checkpoint", "wandb", "mlflow", "comet"),
 )
-
-
-def section(cfg: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section of the config, made where there is none.
-
-    Raises:
-        PayloadError: it is no mapping.
-    """
-    value = cfg.setdefault(name, {})
-    if value is None:
-        value = cfg[name] = {}
-    if not isinstance(value, dict):
-        raise PayloadError("config_invalid", f"{name}={value!r}: must be a mapping", f"Write keys below `{name}:`.")
-    return value
 
 
 def settle(cfg: dict[str, Any], adapter: bool) -> None:

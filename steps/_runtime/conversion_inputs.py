@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +107,14 @@ def refuse_overlap(
         )
 
 
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: Path) -> AbstractContextManager[None]:
     """Tell a full disk and exhausted memory.
 
     Raises:
         PayloadError: ``disk_full`` or ``oom``.
     """
-    recovery = {
-        "disk_full": "Free some space, or write elsewhere, and run again.",
-        "oom": "Run on a machine with more memory; a conversion also on several GPUs, with distributed=true.",
-    }
-    try:
-        with failures.told(target):
-            yield
-    except PayloadError as e:
-        raise PayloadError(e.name, e.message, recovery.get(e.name, e.recovery)) from None
+    return failures.told(
+        target,
+        disk_full="Free some space, or write elsewhere, and run again.",
+        oom="Run on a machine with more memory; a conversion also on several GPUs, with distributed=true.",
+    )

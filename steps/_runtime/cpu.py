@@ -39,18 +39,7 @@ def enable(say: Callable[[str], None] = print) -> bool:
     """
     if has_cuda():
         return False
-    try:
-        found = importlib.metadata.version("nemo-automodel")
-    except importlib.metadata.PackageNotFoundError:
-        raise PayloadError(
-            "automodel_missing", f"{sys.executable}: nemo-automodel is not installed", "Run `nemotron env build train`."
-        ) from None
-    if found != WRITTEN_FOR:
-        raise PayloadError(
-            "cpu_unsupported",
-            f"nemo-automodel {found} is installed; training on the CPU is adapted to {WRITTEN_FOR} only",
-            f"Install nemo-automodel=={WRITTEN_FOR} (`nemotron env build train`), or run where CUDA is available.",
-        )
+    check_version("nemo-automodel", WRITTEN_FOR, "automodel_missing")
     import torch
 
     # torch raises in both where it was built without CUDA; two functions, since torch.compile tells them apart by id.
@@ -61,6 +50,26 @@ def enable(say: Callable[[str], None] = print) -> bool:
         module.apply_model_infrastructure = _place_on_cpu(module.apply_model_infrastructure)  # type: ignore[attr-defined]
     say(f"no CUDA device: CPU compatibility for nemo-automodel {WRITTEN_FOR} is on")
     return True
+
+
+def check_version(package: str, version: str, missing: str) -> None:
+    """Refuse any version of a library but the one whose places to replace are known.
+
+    Raises:
+        PayloadError: ``cpu_unsupported``; called ``missing`` where the package is not installed.
+    """
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise PayloadError(
+            missing, f"{sys.executable}: {package} is not installed", "Run `nemotron env build train`."
+        ) from None
+    if found != version:
+        raise PayloadError(
+            "cpu_unsupported",
+            f"{package} {found} is installed; running on the CPU is adapted to {version} only",
+            f"Install {package}=={version} (`nemotron env build train`), or run where CUDA is available.",
+        )
 
 
 def _place_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:

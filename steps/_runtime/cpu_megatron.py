@@ -10,9 +10,7 @@ A payload that uses it needs ``if __name__ == "__main__"``: checkpoints are writ
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +54,7 @@ def enable(say: Callable[[str], None] = print) -> bool:
     if _cuda_is_cpu is not None:
         return True
     for package, version in WRITTEN_FOR.items():
-        _check(package, version)
+        cpu.check_version(package, version, "megatron_missing")
     cpu_megatron_imports.install()
     # It shows a traceback for each name of Transformer Engine that it does without.
     logging.getLogger("megatron.bridge.utils.import_utils").addFilter(lambda record: False)
@@ -69,21 +67,6 @@ def enable(say: Callable[[str], None] = print) -> bool:
     versions = ", ".join(f"{package} {version}" for package, version in WRITTEN_FOR.items())
     say(f"no CUDA device: CPU compatibility for {versions} is on")
     return True
-
-
-def _check(package: str, version: str) -> None:
-    try:
-        found = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise PayloadError(
-            "megatron_missing", f"{sys.executable}: {package} is not installed", "Run `nemotron env build train`."
-        ) from None
-    if found != version:
-        raise PayloadError(
-            "cpu_unsupported",
-            f"{package} {found} is installed; running on the CPU is adapted to {version} only",
-            f"Install {package}=={version} (`nemotron env build train`), or run where CUDA is available.",
-        )
 
 
 def local_spec(provider: Any) -> None:

@@ -12,12 +12,20 @@ from _runtime.payload import PayloadError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Writers outside Python (safetensors, torch's zip files) hand the reason on as text only.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "os error 28")
-MEMORY_WORDS = ("DefaultCPUAllocator", "CUDA out of memory", "CUDNN_STATUS_ALLOC_FAILED", "std::bad_alloc")
+MEMORY_WORDS = ("DefaultCPUAllocator", "out of memory", "allocate memory", "STATUS_ALLOC_FAILED", "std::bad_alloc")
+RECOVERY = {
+    "disk_full": "Free some space or raise the quota and run again: it continues from the last whole checkpoint. "
+    "Fewer checkpoints are kept where the config says so.",
+    "oom": "Lower the local batch size or the sequence length, train an adapter, take a smaller model, or more "
+    "GPUs. A rerun continues from the last whole checkpoint.",
+}
 
 
 @contextmanager
-def told(output: Path) -> Iterator[None]:
+def told(output: Path, **recovery: str) -> Iterator[None]:
     """Turn a full disk and exhausted memory below into a clear error; anything else passes unchanged.
+
+    ``recovery``: what to do about it, by the error's name, instead of the general advice.
 
     Raises:
         PayloadError: ``disk_full`` or ``oom``; whole checkpoints below ``output`` stay as they are.
@@ -27,30 +35,31 @@ def told(output: Path) -> Iterator[None]:
     except PayloadError:
         raise
     except BaseException as e:
-        clear = _clear(e, output)
-        if clear is None:
+        error = clear(e, output, **recovery)
+        if error is None:
             raise
-        raise clear from e
+        raise error from e
 
 
-def _clear(error: BaseException, output: Path) -> PayloadError | None:
+def clear(error: BaseException, output: Path, **recovery: str) -> PayloadError | None:
+    """What ``told`` raises instead of an error, or None where it lets it pass."""
+    advice = {**RECOVERY, **recovery}
     for cause in _causes(error):
-        words = str(cause)
-        if getattr(cause, "errno", None) in FULL or any(w in words for w in FULL_WORDS):
-            return PayloadError(
-                "disk_full",
-                f"{output}: the disk took no more: {' '.join(words.split())[:300]}",
-                "Free some space or raise the quota and run again: it continues from the last whole checkpoint. "
-                "Fewer checkpoints are kept where the config says so.",
-            )
-        out = isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
-        if out or any(w in words for w in MEMORY_WORDS):
-            return PayloadError(
-                "oom",
-                f"out of memory: {' '.join(words.split())[:300]}",
-                "Lower the local batch size or the sequence length, train an adapter, take a smaller model, or more "
-                "GPUs. A rerun continues from the last whole checkpoint.",
-            )
+        words = " ".join(str(cause).split())
+        name = named_in(words)
+        if getattr(cause, "errno", None) in FULL or name == "disk_full":
+            return PayloadError("disk_full", f"{output}: the disk took no more: {words[:300]}", advice["disk_full"])
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or name == "oom":
+            return PayloadError("oom", f"out of memory: {words[:300]}", advice["oom"])
+    return None
+
+
+def named_in(words: str) -> str | None:
+    """``disk_full`` or ``oom``, where a message or a log says so."""
+    lower = words.lower()
+    for name, known in (("disk_full", FULL_WORDS), ("oom", MEMORY_WORDS)):
+        if any(w.lower() in lower for w in known):
+            return name
     return None
 
 

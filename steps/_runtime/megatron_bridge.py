@@ -10,7 +10,6 @@ Layout of ``checkpoint.save`` afterwards:
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Any
 from _runtime import (
     cpu,
     cpu_megatron,
+    failures,
     megatron_config,
     megatron_data,
     megatron_model,
@@ -28,11 +28,11 @@ from _runtime import (
     packed_attention,
     payload,
 )
-from _runtime.megatron_config import section
 from _runtime.megatron_data import Data
 from _runtime.megatron_report import Report, not_finite
 from _runtime.megatron_start import Start
 from _runtime.payload import PayloadError
+from _runtime.sections import section
 
 TRAIN_PACKS = "dataset.packed_sequence_specs.packed_train_data_path"
 VALIDATION_PACKS = "dataset.packed_sequence_specs.packed_val_data_path"
@@ -250,27 +250,18 @@ def _join_alone() -> None:
 
 def _told(error: BaseException, report: Report) -> PayloadError | None:
     """What a failure of the library means for the person who started the run, where that is known."""
-    import torch
-
     chain = [error]
     while (under := chain[-1].__cause__ or chain[-1].__context__) and under not in chain:
         chain.append(under)
     text = " ".join(str(e) for e in chain)
     if "found NaN in" in text or "found Inf in" in text:
         return not_finite(f"iteration {report.step + 1}: " + str(error).rpartition("message='")[2][:150])
-    if "No space left on device" in text or any(getattr(e, "errno", None) == errno.ENOSPC for e in chain):
-        return PayloadError(
-            "disk_full",
-            f"{report.save}: no space left on the disk; the last whole checkpoint is kept",
-            "Free space, or set checkpoint.most_recent_k to keep fewer checkpoints, and start again.",
-        )
-    if any(isinstance(e, torch.cuda.OutOfMemoryError | MemoryError) for e in chain):
-        return PayloadError(
-            "oom",
-            f"iteration {report.step + 1}: out of memory: {' '.join(str(error).split())[:200]}",
-            "Set train.micro_batch_size=1, recompute activations, or raise the tensor or pipeline parallel size.",
-        )
-    return None
+    return failures.clear(
+        error,
+        report.save,
+        disk_full="Free space, or set checkpoint.most_recent_k to keep fewer checkpoints, and start again.",
+        oom="Set train.micro_batch_size=1, recompute activations, or raise the tensor or pipeline parallel size.",
+    )
 
 
 def _finish(container: Any, report: Report, start: Start, resumed: int | None, on_cpu: bool) -> None:

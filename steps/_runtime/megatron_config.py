@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from _runtime.payload import PayloadError
+from _runtime.sections import section
 
 #: Arguments that recipes took before Megatron-Bridge 0.3, and the keys that stand for them since.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -43,20 +44,6 @@ BOTH, WHOLE, ADAPTER = "_finetune_config", "_sft_config", "_peft_config"
 PEFT_HOMES = ("megatron.bridge.recipes.utils.dataset_utils", "megatron.bridge.recipes.utils.finetune_utils")
 #: Root keys that are this step's own; all others are sections of the ConfigContainer.
 OWN_KEYS = {"mode", "recipe", "hf_model_path", "load_hf_weights", "trust_remote_code", "hf_load", "checkpoint_patch"}
-
-
-def section(cfg: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section of the config, which is made where it is missing.
-
-    Raises:
-        PayloadError: it is no mapping.
-    """
-    value = cfg.setdefault(name, {})
-    if value is None:
-        value = cfg[name] = {}
-    if not isinstance(value, dict):
-        raise PayloadError("config_invalid", f"{name}={value!r}: must be a mapping", f"Write keys below `{name}:`.")
-    return value
 
 
 def scheme(cfg: dict[str, Any]) -> str | None:

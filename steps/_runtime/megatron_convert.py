@@ -71,15 +71,22 @@ def megatron_to_hf(cfg: dict[str, Any]) -> None:
 
 
 def import_model(
-    source: str, target: Path, name: str, dtype: str | None, trust: bool, device_map: str | None = None
+    source: str,
+    target: Path,
+    name: str,
+    dtype: str | None,
+    trust: bool,
+    device_map: str | None = None,
+    key: str = "hf_model_id",
 ) -> dict[str, Any]:
     """Write ``target/iter_0000000`` from a Hugging Face model; returns facts.
 
     Args:
         name: what run_config.yaml records as the model that it came from.
         dtype: of the weights; None keeps the source's.
+        key: what names the model in the config.
     """
-    prepare(source, trust, "hf_model_id")
+    prepare(source, trust, key)
     import torch
     from megatron.bridge import AutoBridge
 
@@ -103,12 +110,21 @@ def import_model(
 
 
 def export_model(
-    iteration: Path, target: Path, base: str, trust: bool, show_progress: bool = True, strict: bool = True
+    iteration: Path,
+    target: Path,
+    base: str,
+    trust: bool,
+    show_progress: bool = True,
+    strict: bool = True,
+    key: str = "hf_model_id",
 ) -> dict[str, Any]:
-    """Write the weights of a Megatron iteration to ``target``, with the config and tokenizer of ``base``."""
+    """Write the weights of a Megatron iteration to ``target``, with the config and tokenizer of ``base``.
+
+    ``key``: what names the base in the config.
+    """
     megatron_checkpoint.check_shards(iteration, "megatron_path")
     with hf_model(base) as (path, _):
-        prepare(path, trust, "hf_model_id")
+        prepare(path, trust, key)
         from megatron.bridge import AutoBridge
 
         print(f"exporting {iteration} to {target}", flush=True)

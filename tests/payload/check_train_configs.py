@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import sys
+import tempfile
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,6 +84,16 @@ def megatron(config: dict[str, Any]) -> Iterator[str]:
                 yield f"{name}.{key}: {cls.__name__} has no such field"
 
 
+def trl(config: dict[str, Any]) -> Iterator[str]:
+    """What TRL 1.16.0 says of the arguments that backend=trl makes of NeMo-RL's keys."""
+    from _runtime.rl import trl_dpo, trl_grpo
+    from trl import DPOConfig, GRPOConfig
+
+    mapped, cls = (trl_dpo, DPOConfig) if "dpo" in config else (trl_grpo, GRPOConfig)
+    with tempfile.TemporaryDirectory() as output:
+        yield from told("trl", lambda: cls(**mapped.arguments(config, Path(output), 4, 1, 2)))
+
+
 def told(where: str, act: Any) -> Iterator[str]:
     """What goes wrong in ``act``, in one line."""
     try:
@@ -129,7 +140,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 if __name__ == "__main__":
-    readers = {"automodel": automodel, "megatron_bridge": megatron}
+    readers = {"automodel": automodel, "megatron_bridge": megatron, "trl": trl}
     asked = json.load(sys.stdin)
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
     json.dump({name: list(readers[a["library"]](a["config"])) for name, a in asked.items()}, out)

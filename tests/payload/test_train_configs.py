@@ -1,6 +1,7 @@
 """Every shipped train config, compiled, is what the library that reads it takes: its targets, arguments and keys.
 
-NeMo-RL and ModelOpt's scripts are in their containers only and cannot be asked here.
+NeMo-RL and ModelOpt's scripts are in their containers only and cannot be asked here; of the RL configs TRL is asked
+what backend=trl makes of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nemotron_dagster.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOG = load_catalog(Project(None, ROOT / ".nemotron"))
-LIBRARIES = ("automodel", "megatron_bridge")
+LIBRARIES = {"automodel": "automodel", "megatron_bridge": "megatron_bridge", "dpo": "trl", "rlvr": "trl", "rlhf": "trl"}
 SHIPPED = [
     (step.id, config)
     for step in CATALOG.steps.values()
@@ -62,7 +63,7 @@ def refused() -> dict[str, list[str]]:
             patch.setenv(name, "/data/given")
         asked: dict[str, Any] = {}
         for step, config in SHIPPED:
-            library = step.rpartition("/")[2]
+            library = LIBRARIES[step.rpartition("/")[2]]
             train = compile_job(CATALOG.find(step), config).train
             asked[f"{step} {config}"] = {"library": library, "config": modern(library, train)}
     wrong = json.loads(json.dumps(asked["sft/automodel default"]))
@@ -77,6 +78,9 @@ def refused() -> dict[str, list[str]]:
     wrong["config"]["recipe"]["layers"] = 2
     wrong["config"]["train"]["iterations"] = 5
     asked["wrong megatron_bridge"] = wrong
+    wrong = json.loads(json.dumps(asked["rl/nemo_rl/rlvr tiny"]))
+    wrong["config"]["grpo"]["num_generations_per_prompt"] = 1
+    asked["wrong trl"] = wrong
     done = subprocess.run(
         [payload_python("train"), str(Path(__file__).with_name("check_train_configs.py"))],
         input=json.dumps(asked, default=str),
@@ -99,5 +103,6 @@ def test_what_a_library_does_not_take_is_found(refused: dict[str, list[str]]) ->
     found = {line.partition(":")[0] for line in refused["wrong automodel"]}
     assert {"dataset", "distributed", "step_scheduler"} <= found, refused["wrong automodel"]
     assert "AdamZ" in refused["wrong target"][0]
+    assert "num_generations_per_prompt" in refused["wrong trl"][0]
     assert any("'layers'" in line for line in refused["wrong megatron_bridge"])
     assert "train.iterations: TrainingConfig has no such field" in refused["wrong megatron_bridge"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _runtime import chat_data, cpu, hf_checkpoint, tiny_model
+from _runtime import chat_data, cpu, failures, hf_checkpoint, tiny_model
 from _runtime.payload import PayloadError
 
 ROWS = "Name a .jsonl file of chat rows (`messages`) or texts (`text`), a directory of them, or a glob."
@@ -124,21 +122,14 @@ def relative_error(found: Any, reference: Any) -> float:
     return float((found - reference).norm() / reference.norm())
 
 
-@contextlib.contextmanager
-def saving(directory: Path) -> Iterator[None]:
+def saving(directory: Path) -> AbstractContextManager[None]:
     """Turn a full disk or full memory while a result is written into a message.
 
     Raises:
         PayloadError: disk_full or oom.
     """
-    try:
-        yield
-    except (OSError, RuntimeError, MemoryError) as e:
-        text = " ".join(str(e).split())[:300]
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-            raise PayloadError("disk_full", f"{directory}: {text}", "Free space there, or name another disk.") from e
-        if isinstance(e, MemoryError) or "not enough memory" in text or "out of memory" in text:
-            raise PayloadError(
-                "oom", f"{directory}: {text}", "Take a smaller model, or a machine with more memory."
-            ) from e
-        raise
+    return failures.told(
+        directory,
+        disk_full="Free space there, or name another disk.",
+        oom="Take a smaller model, or a machine with more memory.",
+    )

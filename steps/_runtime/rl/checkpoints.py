@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from _runtime import hf_checkpoint
-from _runtime.payload import PayloadError
 
 _SAVED = re.compile(r"checkpoint-(\d+)")
 
@@ -35,29 +31,3 @@ def _is_whole(path: Path, step: int) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(said, dict) and said.get("global_step") == step and hf_checkpoint.problem(path) is None
-
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turn a full disk and too little memory, which libraries report in many ways, into what a person can mend."""
-    try:
-        yield
-    except PayloadError:
-        raise
-    except (OSError, RuntimeError, MemoryError) as e:
-        said = f"{type(e).__name__}: {e}"
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or re.search(r"No space left|os error 28", said):
-            raise PayloadError(
-                "disk_full",
-                f"no space is left to save a checkpoint; the last whole one is kept ({said[:200]})",
-                "Free space, or lower checkpointing.keep_top_k; the same command continues from that checkpoint.",
-            ) from e
-        if isinstance(e, MemoryError) or re.search(r"out of memory|can't allocate memory", said, re.IGNORECASE):
-            raise PayloadError(
-                "oom",
-                f"out of memory ({said[:200]})",
-                "Lower policy.train_micro_batch_size, policy.max_total_sequence_length or the generations per prompt.",
-            ) from e
-        if "SafetensorError" in said and "No space" in said:
-            raise PayloadError("disk_full", said[:300], "Free space and run again.") from e
-        raise

@@ -61,6 +61,19 @@ def find(cfg: Mapping[str, Any]) -> Source | None:
     return Source(files, held_out)
 
 
+def own(cfg: Mapping[str, Any]) -> Source:
+    """The files that the config names, which backend=trl cannot do without.
+
+    Raises:
+        PayloadError: it names none, or one is not there.
+    """
+    source = find(cfg)
+    if source is None:
+        name = at(cfg, "data.default.dataset_name")
+        raise PayloadError("dataset_missing", f"{TRAIN} is not set; backend=trl downloads no {name}", GIVE)
+    return source
+
+
 def _files(value: Any, key: str) -> tuple[Path, ...]:
     path = Path(str(value)).expanduser()
     if (path / "manifest.json").is_file():

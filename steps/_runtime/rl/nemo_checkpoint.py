@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _runtime import hf_checkpoint
+from _runtime import hf_checkpoint, megatron_checkpoint
 from _runtime.payload import PayloadError
-from _runtime.rl import conversion
 from _runtime.rl import publish as published
 from _runtime.rl.settings import at, put
 
@@ -41,7 +40,7 @@ def publish(step: Path, output: Path, start: str, workdir: Path, launcher: Seque
         PayloadError: the weights are in none of the formats.
     """
     weights, words = step / "policy" / "weights", step / "policy" / "tokenizer"
-    if conversion.is_checkpoint(weights):
+    if megatron_checkpoint.is_megatron(weights):
         published.from_megatron(weights, output, start, launcher)
         return
     whole = [

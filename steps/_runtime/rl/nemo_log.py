@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from _runtime import payload
+from _runtime import failures, payload
 from _runtime.payload import PayloadError
 
 _STEP = re.compile(r"=====\s*Step (\d+)/(\d+)\s*=====")
@@ -72,12 +72,13 @@ class Reader:
     def explain(self, status: int) -> BaseException:
         """Why NeMo-RL ended with ``status``: what a person can mend, or its status."""
         text = "".join(self._tail)
-        if re.search(r"out of memory", text, re.IGNORECASE):
+        name = failures.named_in(text)
+        if name == "oom":
             return PayloadError(
                 "oom",
                 f"NeMo-RL ran out of memory (exit {status})",
                 "Lower policy.train_micro_batch_size or policy.max_total_sequence_length, or use more GPUs.",
             )
-        if "No space left on device" in text:
+        if name == "disk_full":
             return PayloadError("disk_full", f"no space is left (exit {status})", "Free space and run again.")
         return SystemExit(status if status > 0 else 128 - status)

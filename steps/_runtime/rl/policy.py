@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _runtime import chat_data, cpu, hf_checkpoint
+from _runtime import chat_data, cpu, hf_checkpoint, megatron_checkpoint
 from _runtime.payload import PayloadError
 from _runtime.rl import conversion
 from _runtime.rl.settings import at
 
-KEY = "policy.model_name"
+KEY = conversion.KEY
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find(cfg: Mapping[str, Any], output: Path, seed: int, launcher: Sequence[str
         made = output / "base"
         return Policy(str(made), {"base_model": "tiny_llama", "warm_start": warm_start.make(made, "policy", seed)})
     path = Path(name).expanduser()
-    if conversion.is_checkpoint(path):
+    if megatron_checkpoint.is_megatron(path):
         exported = output / "policy_hf"
         named = at(cfg, "policy.hf_model_id")
         conversion.to_hf(path, exported, str(named) if named else None, launcher)

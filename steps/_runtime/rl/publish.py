@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _runtime import hf_checkpoint
+from _runtime import hf_checkpoint, megatron_checkpoint
 from _runtime.rl import conversion
 
 HF, MEGATRON = "hf", "megatron"
@@ -48,7 +48,7 @@ def from_megatron(weights: Path, output: Path, architecture: str, launcher: Sequ
 
     ``architecture``: the Hugging Face model that the training started from.
     """
-    tracker = weights / conversion.TRACKER
+    tracker = weights / megatron_checkpoint.TRACKER
     if not tracker.exists():
         tracker.write_text(str(int(conversion.iteration(weights).name.removeprefix("iter_"))), encoding="utf-8")
     shutil.rmtree(output / HF, ignore_errors=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from _runtime import cpu
-from _runtime.payload import PayloadError
 from _runtime.rl import data, layouts, optimizing, trl_settings, trl_train
 from _runtime.rl import policy as policies
 from _runtime.rl.settings import at, real, whole
@@ -20,10 +19,7 @@ def run(cfg: dict[str, Any], output: Path) -> None:
         PayloadError: input that a person must mend.
     """
     trl_settings.check(cfg, "dpo", not cpu.has_cuda())
-    source = data.find(cfg)
-    if source is None:
-        name = at(cfg, "data.default.dataset_name")
-        raise PayloadError("dataset_missing", f"{data.TRAIN} is not set; backend=trl downloads no {name}", data.GIVE)
+    source = data.own(cfg)
     pairs = layouts.read(source.train, data.TRAIN, layouts.preference)
     held_out = layouts.read(source.validation, data.VALIDATION, layouts.preference) if source.validation else []
     seed = whole(cfg, "dpo.seed", 42, least=0)
@@ -38,15 +34,7 @@ def run(cfg: dict[str, Any], output: Path) -> None:
     from trl import DPOConfig, DPOTrainer
 
     validate_every = whole(cfg, "dpo.val_period", 0, least=0) if held_out else 0
-    args = DPOConfig(
-        **trl_train.arguments(cfg, output, steps, seed, validate_every),
-        **_loss(cfg),
-        beta=real(cfg, "dpo.reference_policy_kl_penalty"),
-        max_length=whole(cfg, "policy.max_total_sequence_length"),
-        per_device_eval_batch_size=whole(cfg, "dpo.val_micro_batch_size", micro),
-        eval_on_start=bool(validate_every and at(cfg, "dpo.val_at_start", False)),
-        train_sampling_strategy="random" if at(cfg, "data.shuffle", True) else "sequential",
-    )
+    args = DPOConfig(**arguments(cfg, output, steps, seed, validate_every))
     trainer = DPOTrainer(
         model=model,
         args=args,
@@ -62,6 +50,19 @@ def run(cfg: dict[str, Any], output: Path) -> None:
         tokenizer,
         {"algorithm": "dpo", "rows": len(pairs), "validation_rows": len(held_out), "beta": args.beta},
     )
+
+
+def arguments(cfg: Mapping[str, Any], output: Path, steps: int, seed: int, validate_every: int) -> dict[str, Any]:
+    """Fields of TRL's ``DPOConfig``, from NeMo-RL's keys; ``validate_every`` is 0 for never."""
+    return {
+        **trl_train.arguments(cfg, output, steps, seed, validate_every),
+        **_loss(cfg),
+        "beta": real(cfg, "dpo.reference_policy_kl_penalty"),
+        "max_length": whole(cfg, "policy.max_total_sequence_length"),
+        "per_device_eval_batch_size": whole(cfg, "dpo.val_micro_batch_size", trl_settings.batch(cfg)[0]),
+        "eval_on_start": bool(validate_every and at(cfg, "dpo.val_at_start", False)),
+        "train_sampling_strategy": "random" if at(cfg, "data.shuffle", True) else "sequential",
+    }
 
 
 def _loss(cfg: Mapping[str, Any]) -> dict[str, Any]:

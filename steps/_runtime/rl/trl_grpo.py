@@ -23,16 +23,12 @@ def run(cfg: dict[str, Any], output: Path, algorithm: str) -> None:
         PayloadError: input that a person must mend.
     """
     trl_settings.check(cfg, "grpo", not cpu.has_cuda())
-    source = data.find(cfg)
-    if source is None:
-        name = at(cfg, "data.default.dataset_name")
-        raise PayloadError("dataset_missing", f"{data.TRAIN} is not set; backend=trl downloads no {name}", data.GIVE)
+    source = data.own(cfg)
     read = _prompts if algorithm == "rlhf" else _tasks
     tasks, held_out = (read(cfg, source, files, key) if files else [] for files, key in
                        ((source.train, data.TRAIN), (source.validation, data.VALIDATION)))  # fmt: skip
     held_out = held_out[: at(cfg, "grpo.max_val_samples")]
-    shape = _shape(cfg)
-    updates = shape["generation_batch_size"] // at(cfg, "policy.train_global_batch_size")
+    updates = _shape(cfg)["generation_batch_size"] // at(cfg, "policy.train_global_batch_size")
     prompts = whole(cfg, "grpo.num_prompts_per_step")
     steps = trl_train.steps_of(cfg, "grpo", len(tasks), prompts) * updates
     seed = whole(cfg, "grpo.seed", 42, least=0)
@@ -49,23 +45,20 @@ def run(cfg: dict[str, Any], output: Path, algorithm: str) -> None:
         else:
             score, facts = _verified(cfg, [*tasks, *held_out]), {"verifiers": sorted({t.verifier for t in tasks})}
         every = whole(cfg, "grpo.val_period", 0, least=0) * updates if held_out else 0
-        trainer = _trainer(cfg, output, model, tokenizer, score, tasks, held_out, shape, steps, seed, every)
+        settings = arguments(cfg, output, steps, seed, every)
+        trainer = _trainer(cfg, settings, model, tokenizer, score, tasks, held_out if every else [])
         facts = {"algorithm": algorithm, "rows": len(tasks), "validation_rows": len(held_out), **facts}
         trl_train.run(trainer, output, policy, tokenizer, {**facts, "updates_per_step": updates})
 
 
 def _trainer(
     cfg: Mapping[str, Any],
-    output: Path,
+    settings: Mapping[str, Any],
     model: Any,
     tokenizer: Any,
     score: Score,
     tasks: Sequence[Any],
     held_out: Sequence[Any],
-    shape: Mapping[str, int],
-    steps: int,
-    seed: int,
-    validate_every: int,
 ) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -76,37 +69,41 @@ def _trainer(
     def dataset(rows: Sequence[Any], first: int) -> Any:
         return Dataset.from_list([{"prompt": t.prompt, "row": first + i} for i, t in enumerate(rows)])
 
-    generations = whole(cfg, "grpo.num_val_generations_per_prompt", 1)
-    batch = whole(cfg, "grpo.val_batch_size", 32)
-    args = GRPOConfig(
-        **trl_train.arguments(cfg, output, steps, seed, validate_every),
-        **shape,
-        num_generations_eval=generations,
-        per_device_eval_batch_size=max(generations, batch - batch % generations),
-        eval_on_start=bool(validate_every and at(cfg, "grpo.val_at_start", False)),
-        max_completion_length=whole(cfg, "policy.generation.max_new_tokens"),
-        temperature=real(cfg, "policy.generation.temperature", 1.0),
-        top_p=real(cfg, "policy.generation.top_p", 1.0),
-        top_k=at(cfg, "policy.generation.top_k", 0),
-        beta=real(cfg, "loss_fn.reference_policy_kl_penalty", 0.0),
-        epsilon=real(cfg, "loss_fn.ratio_clip_min", 0.2),
-        epsilon_high=real(cfg, "loss_fn.ratio_clip_max", 0.2),
-        loss_type="dapo" if at(cfg, "loss_fn.token_level_loss", True) else "grpo",
-        importance_sampling_level="sequence" if at(cfg, "loss_fn.sequence_level_importance_ratios") else "token",
-        scale_rewards="group" if at(cfg, "grpo.normalize_rewards", True) else "none",
-        mask_truncated_completions=bool(at(cfg, "grpo.overlong_filtering", False)),
-        shuffle_dataset=bool(at(cfg, "data.shuffle", True)),
-        use_vllm=False,
-    )
     return GRPOTrainer(
         model=model,
         reward_funcs=reward,
-        args=args,
+        args=GRPOConfig(**settings),
         train_dataset=dataset(tasks, 0),
-        eval_dataset=dataset(held_out, len(tasks)) if validate_every else None,
+        eval_dataset=dataset(held_out, len(tasks)) if held_out else None,
         processing_class=tokenizer,
         optimizers=optimizing.build(cfg, model),
     )
+
+
+def arguments(cfg: Mapping[str, Any], output: Path, steps: int, seed: int, validate_every: int) -> dict[str, Any]:
+    """Fields of TRL's ``GRPOConfig``, from NeMo-RL's keys; ``validate_every`` is 0 for never."""
+    generations = whole(cfg, "grpo.num_val_generations_per_prompt", 1)
+    batch = whole(cfg, "grpo.val_batch_size", 32)
+    return {
+        **trl_train.arguments(cfg, output, steps, seed, validate_every),
+        **_shape(cfg),
+        "num_generations_eval": generations,
+        "per_device_eval_batch_size": max(generations, batch - batch % generations),
+        "eval_on_start": bool(validate_every and at(cfg, "grpo.val_at_start", False)),
+        "max_completion_length": whole(cfg, "policy.generation.max_new_tokens"),
+        "temperature": real(cfg, "policy.generation.temperature", 1.0),
+        "top_p": real(cfg, "policy.generation.top_p", 1.0),
+        "top_k": at(cfg, "policy.generation.top_k", 0),
+        "beta": real(cfg, "loss_fn.reference_policy_kl_penalty", 0.0),
+        "epsilon": real(cfg, "loss_fn.ratio_clip_min", 0.2),
+        "epsilon_high": real(cfg, "loss_fn.ratio_clip_max", 0.2),
+        "loss_type": "dapo" if at(cfg, "loss_fn.token_level_loss", True) else "grpo",
+        "importance_sampling_level": "sequence" if at(cfg, "loss_fn.sequence_level_importance_ratios") else "token",
+        "scale_rewards": "group" if at(cfg, "grpo.normalize_rewards", True) else "none",
+        "mask_truncated_completions": bool(at(cfg, "grpo.overlong_filtering", False)),
+        "shuffle_dataset": bool(at(cfg, "data.shuffle", True)),
+        "use_vllm": False,
+    }
 
 
 def _shape(cfg: Mapping[str, Any]) -> dict[str, int]:

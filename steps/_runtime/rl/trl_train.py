@@ -16,11 +16,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from _runtime import cpu, hf_checkpoint, metrics, payload
+from _runtime import cpu, failures, hf_checkpoint, metrics, payload
 from _runtime.payload import PayloadError
 from _runtime.rl import checkpoints, publish, trl_report, trl_settings
 from _runtime.rl.policy import Policy
 from _runtime.rl.settings import at, real, whole
+
+_ADVICE = {
+    "disk_full": "Free space, or lower checkpointing.keep_top_k; the same command continues from the last whole one.",
+    "oom": "Lower policy.train_micro_batch_size, policy.max_total_sequence_length or the generations per prompt.",
+}
 
 
 def prepare_environment() -> None:
@@ -109,7 +114,7 @@ def run(trainer: Any, output: Path, policy: Policy, tokenizer: Any, facts: Mappi
     found = checkpoints.latest(output)
     resumed_from = found[0] if found else None
     if found is None or found[0] < total:
-        with checkpoints.explained():
+        with failures.told(output, **_ADVICE):
             trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
         found = checkpoints.latest(output)
     if reporter.stopped:
@@ -119,7 +124,7 @@ def run(trainer: Any, output: Path, policy: Policy, tokenizer: Any, facts: Mappi
         raise RuntimeError("training ended without a whole checkpoint")
     log = trl_report.records(publish.history(found[1]))
     metrics.save(output, log)
-    with checkpoints.explained():
+    with failures.told(output, **_ADVICE):
         publish.from_hf(found[1], found[1], output)
     losses = [r for r in log if "loss" in r]
     payload.result(
