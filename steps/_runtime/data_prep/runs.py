@@ -89,8 +89,11 @@ class DatasetRun:
         return sorted(i for i, receipt in self.receipts.items() if receipt["files"])
 
 
-def plan(spec: Spec) -> list[DatasetRun]:
-    """Plan every dataset and write the plans down; nothing is read but what tells files apart.
+def plan(spec: Spec, keep: bool = True) -> list[DatasetRun]:
+    """Plan every dataset; nothing is read but what tells files apart.
+
+    Args:
+        keep: write the plans down and take over the shards of earlier runs; else nothing is written or removed.
 
     Raises:
         PayloadError: a dataset without files, a file in two datasets, a bad sample.
@@ -101,11 +104,13 @@ def plan(spec: Spec) -> list[DatasetRun]:
     config = {"datasets": blend, "num_shards": spec.num_shards, "max_rows": spec.max_rows, **spec.about}
     config |= {"sample": spec.sample, "sample_seed": spec.sample_seed} if spec.sample is not None else {}
     folder = spec.output_dir / "runs" / digest(config)
-    if spec.force:
+    if spec.force and keep:
         shutil.rmtree(folder, ignore_errors=True)
     files = spec.files or {name: sources.find_files(dataset) for _, name, dataset in entries}
     _refuse_shared(files)
-    shards.write_whole(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n")
+    if keep:
+        text = json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n"
+        shards.write_whole(folder / "config.json", text)
     earlier = [] if spec.force else list(_earlier(spec))
     found = []
     for split, name, dataset in entries:
@@ -122,13 +127,15 @@ def plan(spec: Spec) -> list[DatasetRun]:
             raise PayloadError("empty_input", message, "Give files with rows, or take the dataset out of the blend.")
         place = folder / "datasets" / name / made.digest
         about = {**made.to_json(), **spec.about, "config_hash": folder.name}
-        shards.write_whole(place / "plan.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        if keep:
+            shards.write_whole(place / "plan.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         chosen = _sampled(made, spec)
         context = {**settings[name], **spec.context}
         tasks = tuple(Task(str(place), name, made.digest, s, context) for s in made.shards if s.index in chosen)
         before = tuple(_splits(folder) for plan, folder in earlier if plan.dataset == name)
         found.append(DatasetRun(split, name, dataset, made, place, tasks, before=before))
-    _take_over([t for d in found for t in d.tasks], [where for _, where in earlier])
+    if keep:
+        _take_over([t for d in found for t in d.tasks], [where for _, where in earlier])
     return found
 
 
