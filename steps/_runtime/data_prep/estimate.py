@@ -69,7 +69,7 @@ class _Trial:
 
 
 def _trial(d: DatasetRun, work: shards.Work, seconds: float) -> _Trial:
-    """What was done in the time that it took. The first batch, which loads the tokenizer, counts for no other's time."""
+    """What was done in which time. The first batch, which loads the tokenizer, says nothing of the others' time."""
     found = _Trial()
     began = started = time.monotonic()
     first = 0

@@ -149,14 +149,15 @@ def execute(spec: Spec, datasets: Sequence[DatasetRun], work: Work) -> tuple[lis
         PayloadError: as ``shards.run``.
     """
     tasks = [t for d in datasets for t in d.tasks]
-    waiting = [t for t, receipt in shards.pending(tasks).items() if receipt is None]
+    found = shards.pending(tasks)
+    waiting = [t for t, receipt in found.items() if receipt is None]
     progress = Progress(sum(t.shard.bytes for t in tasks), len(tasks))
-    staged = dict(zip(map(id, waiting), staging.stage([t.shard for t in waiting], spec.output_dir), strict=True))
-    tasks = [replace(t, shard=staged.get(id(t), t.shard)) for t in tasks]
+    staged = dict(zip(waiting, staging.stage([t.shard for t in waiting], spec.output_dir), strict=True))
+    ready = {t: replace(t, shard=shard) for t, shard in staged.items()}
     receipts = shards.run(
-        tasks,
+        {ready.get(t, t): receipt for t, receipt in found.items()},
         work,
-        launch.choose(spec.workers, [t for t in tasks if t.shard in staged.values()]),
+        launch.choose(spec.workers, list(ready.values())),
         progress.tell,
         lambda task, receipt, kept: progress.shard(task.shard.bytes, kept),
     )
@@ -241,9 +242,9 @@ def _take_over(tasks: Sequence[Task], folders: Sequence[Path]) -> None:
                 made.setdefault(receipt["digest"], _task_of(receipt, folder))
     for task in tasks:
         other = made.get(task.shard.digest)
-        if other is None or other.receipt == task.receipt or shards.completed(task) is not None:
+        if other is None or other.receipt == task.receipt or shards.completed(task, hashing=False) is not None:
             continue
-        receipt_ = shards.completed(other)
+        receipt_ = shards.completed(other, hashing=False)  # ``execute`` reads what was linked, once
         if receipt_ is not None:
             _link(other, task, receipt_)
 
