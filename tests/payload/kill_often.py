@@ -57,7 +57,8 @@ def finished(child: int, deadline: float) -> int | None:
 def main(step: str, config: Path, kills: int) -> None:
     for module in MODULES:
         importlib.import_module(f"_runtime.data_prep.{module}")
-    import orjson, pyarrow.parquet, tokenizers  # noqa: E401, F401 - loaded once for all forks
+    for library in ("orjson", "pyarrow.parquet", "tokenizers", "xxhash"):
+        importlib.import_module(library)
 
     cfg = json.loads(config.read_text())
     out = Path(cfg["output_dir"])
