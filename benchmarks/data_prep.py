@@ -1,11 +1,14 @@
 """How fast data is prepared, beside what the tokenizer can do at most and how Megatron prepares it.
 
-    python benchmarks/data_prep.py [--megabytes 50] [--rounds 3] [--megatron] [pretrain | tiny | growth ...]
+    python benchmarks/data_prep.py [--megabytes 50] [--rounds 3] [--largest 80000] [--megatron]
+                                   [pretrain | rl | tiny | growth ...]
 
 ``pretrain``: million tokens per second of the whole step, start included, in one process and in two, beside the
-tokenizer's own calls on texts in memory. ``tiny``: processor time of each step's tiny, beside ``import dagster``.
-``growth``: seconds and memory of the largest process while the input grows. Rounds alternate; the least of each counts.
-The machine's other work counts against wall-clock times, so compare those of one run only, and trust processor times.
+tokenizer's own calls on texts in memory. ``rl``: rows per second of rl_prep, beside a loop that only copies rows.
+``tiny``: processor time of each step's tiny, beside ``import dagster``. ``growth``: of each step, seconds per row and
+memory of the largest process while the rows grow to ``--largest``: both stay what they are. Rounds alternate; medians
+count. The machine's other work counts against wall-clock times: compare those of one run only, and trust processor
+times, which are those of all processes together.
 ``--megatron`` adds Megatron's way of preprocessing (environment ``train``).
 """
 
@@ -21,11 +24,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+TOKENIZER = STEPS / "_runtime/tiny_llama"
 LIMIT = Path(__file__).with_name("tokenizer_limit.py")
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/payload")]
 from interpreters import STEPS, payload_python  # noqa: E402
@@ -70,13 +75,13 @@ def prepare(folder: Path, workers: int, **cfg: Any) -> Took:
     return step("data_prep/pretrain_prep", {**base, "tokenizer": {"model": str(folder)}, **cfg}, folder)
 
 
-def least(rounds: int, works: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, tuple[float, float]]:
-    """The least wall-clock and processor time of each work; rounds alternate, so that what else runs hits all."""
+def medians(rounds: int, works: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Median wall-clock and processor time of each work; rounds alternate, so that what else runs hits all alike."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             found[name].append(work())
-    return {name: (min(t[0] for t in times), min(t[1] for t in times)) for name, times in found.items()}
+    return {name: (median(t[0] for t in times), median(t[1] for t in times)) for name, times in found.items()}
 
 
 def pretrain(folder: Path, given: argparse.Namespace) -> None:
@@ -102,19 +107,21 @@ def pretrain(folder: Path, given: argparse.Namespace) -> None:
     if given.megatron:
         extra = {"PYTHONPATH": str(STEPS), "OMP_NUM_THREADS": "1"}
         works["Megatron's way, pool of two"] = lambda: reference(["megatron", folder, "2"], "train", **extra)
-    took = least(given.rounds, works)
+    took = medians(given.rounds, works)
     print(f"pretrain_prep: {size:.0f} MB, {tokens / 1e6:.1f} M tokens, 32,000 entries")
     top = tokens / took["tokenizer alone, one thread"][1]
-    one = took["pretrain_prep, one process"][0]
+    one = took["pretrain_prep, one process"]
     for name, (wall, cpu) in took.items():
         rate = tokens / cpu
-        share = f"{rate / top:5.2f} of the limit per core   {one / wall:4.2f}x one process"
+        share = f"{rate / top:5.2f} of the limit per core   {one[0] / wall:4.2f}x one process"
         print(f"  {name:30} {tokens / wall / 1e6:6.3f} M/s wall   {rate / 1e6:6.3f} M/s cpu   {share}")
+    two = took["pretrain_prep, two processes"][1]
+    print(f"  with two cores to itself, by processor time: {2 * one[1] / two:4.2f}x one process")
 
 
 def tiny(folder: Path, given: argparse.Namespace) -> None:
     print("tiny: processor seconds of the whole process")
-    base = least(given.rounds, {"import dagster": lambda: (0.0, timed([sys.executable, "-c", "import dagster"]).cpu)})
+    base = medians(given.rounds, {"import dagster": lambda: (0.0, timed([sys.executable, "-c", "import dagster"]).cpu)})
     print(f"  import dagster                 {base['import dagster'][1]:5.2f}")
     for name in TINY:
         if 'payload = "ready"' not in (STEPS / name / "step.toml").read_text():
@@ -123,7 +130,7 @@ def tiny(folder: Path, given: argparse.Namespace) -> None:
         def run(name: str = name) -> tuple[float, float]:
             return 0.0, step(name, tiny_config(name, folder), folder).cpu
 
-        print(f"  {name:30} {least(given.rounds, {name: run})[name][1]:5.2f}")
+        print(f"  {name:30} {medians(given.rounds, {name: run})[name][1]:5.2f}")
 
 
 def tiny_config(name: str, folder: Path) -> dict[str, Any]:
@@ -134,27 +141,98 @@ def tiny_config(name: str, folder: Path) -> dict[str, Any]:
     return {**base, **cfg, "output_dir": str(folder / "out")}
 
 
+def rl(folder: Path, given: argparse.Namespace) -> None:
+    """Preference pairs, beside reading, hashing and writing the same rows in one loop."""
+    count = given.megabytes * 1500
+    size = write_rows(folder / "rows.jsonl", pair, count)
+    loop = (
+        "import sys, time, orjson, xxhash\n"
+        "t, c = time.perf_counter(), time.process_time()\n"
+        "with open(sys.argv[1], 'rb') as rows, open(sys.argv[2], 'wb') as out:\n"
+        "    for line in rows:\n"
+        "        row = orjson.loads(line)\n"
+        "        xxhash.xxh3_64_intdigest(row['prompt'])\n"
+        "        out.write(orjson.dumps(row) + b'\\n')\n"
+        "print(time.perf_counter() - t, time.process_time() - c)\n"
+    )
+
+    def limit() -> tuple[float, float]:
+        took = timed([payload_python("data"), "-c", loop, folder / "rows.jsonl", folder / "copy.jsonl"])
+        wall, cpu = took.output.split()
+        return float(wall), float(cpu)
+
+    def ours(workers: int, shards: int) -> tuple[float, float]:
+        cfg = {"blend_path": f"{folder}/rows.jsonl", "output_dir": f"{folder}/out", "workers": workers}
+        took = step("data_prep/rl_prep", {**cfg, "num_shards_per_split": shards}, folder)
+        return took.wall, took.cpu
+
+    took = medians(
+        given.rounds,
+        {
+            "one loop, no checks": limit,
+            "rl_prep, one process": lambda: ours(1, 1),
+            "rl_prep, two processes": lambda: ours(2, 8),
+        },
+    )
+    print(f"rl_prep: {size / 1e6:.0f} MB, {count:,} preference pairs")
+    for name, (wall, cpu) in took.items():
+        print(f"  {name:30} {count / wall:9,.0f} rows/s wall   {count / cpu:9,.0f} rows/s cpu")
+
+
+def pair(i: int) -> dict[str, Any]:
+    return {
+        "prompt": f"Write {i} as a Roman numeral.",
+        "chosen": "M" * (i % 3) + "XIV " * 60,
+        "rejected": "XIIII " * 40,
+    }
+
+
+def chat(i: int) -> dict[str, Any]:
+    answer = {"role": "assistant", "content": f"{i} is " + "a number " * (i % 20)}
+    return {"messages": [{"role": "user", "content": f"What is {i}?"}, answer]}
+
+
+def write_rows(file: Path, row: Callable[[int], dict[str, Any]], count: int) -> int:
+    with file.open("w") as out:
+        for i in range(count):
+            out.write(json.dumps(row(i)) + "\n")
+    return file.stat().st_size
+
+
+#: Step -> its rows, its settings, and the key that says how many shards there are.
+GROWTH: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any], str]] = {
+    "pretrain_prep": (lambda i: {"text": str(i)}, {"tokenizer": {"model": str(TOKENIZER)}}, "num_shards"),
+    "sft_packing": (
+        chat,
+        {"tokenizer": {"model": str(TOKENIZER)}, "algorithm": "best_fit_decreasing", "template_date": "2026-01-01"},
+        "num_shards",
+    ),
+    "rl_prep": (pair, {}, "num_shards_per_split"),
+}
+PER_SHARD = 5000  # rows
+
+
 def growth(folder: Path, given: argparse.Namespace) -> None:
-    """Rows that cost next to nothing to tokenize, so that what is beside the tokenizer shows."""
-    print("growth of pretrain_prep: rows, processor seconds per million rows, MiB of the largest process")
-    shutil.copy(STEPS / "_runtime/tiny_llama/tokenizer.json", folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    rows = given.megabytes * 2000
-    for factor in (1, 2, 4, 8):
-        with (folder / "text.jsonl").open("w") as out:
-            for i in range(rows * factor):
-                out.write(f'{{"text": "{i}"}}\n')
-        took = prepare(folder, 1)
-        print(f"  {rows * factor:>10,}   {took.cpu / rows / factor * 1e6:6.2f}   {took.mebibytes:6.0f}")
+    """Rows that cost next to nothing to tokenize, so that what is beside the tokenizer shows; shards of one size."""
+    for name, (row, settings, key) in GROWTH.items():
+        print(f"growth of {name}: rows, processor seconds per million rows, MiB of the largest process")
+        for count in (given.largest // 8, given.largest // 4, given.largest // 2, given.largest):
+            write_rows(folder / "rows.jsonl", row, count)
+            shards = {key: max(4, count // PER_SHARD)}
+            cfg = {"blend_path": f"{folder}/rows.jsonl", "output_dir": f"{folder}/out", "workers": 1}
+            took = step(f"data_prep/{name}", {**cfg, **settings, **shards}, folder)
+            print(f"  {count:>10,}   {took.cpu / count * 1e6:6.1f}   {took.mebibytes:6.0f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=50, help="of text")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--largest", type=int, default=80_000, help="rows that growth goes to; tried up to 10000000")
     parser.add_argument("--megatron", action="store_true", help="time Megatron's way as well")
     parts: dict[str, Callable[[Path, argparse.Namespace], None]] = {
         "pretrain": pretrain,
+        "rl": rl,
         "tiny": tiny,
         "growth": growth,
     }

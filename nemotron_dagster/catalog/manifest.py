@@ -63,6 +63,7 @@ def load_step(directory: Path, root: Path) -> Step:
         ready=payload == "ready",
         env=step.text_of("env", "engine"),
         resumable=step.flag("resumable", False),
+        plans=step.flag("plans", False),
         freeform=step.texts("freeform"),
         literal=step.texts("literal"),
         runspec=read_runspec(f"{directory}/step.py"),

@@ -72,6 +72,7 @@ class Step:
     """A unit of work: manifest, payload and named configs, all in ``directory``.
 
     Attributes:
+        plans: its payload takes ``--plan`` and then only says what a run would take.
         freeform: config keys below which any key goes.
         literal: config keys whose ``${...}`` are not ours to resolve: they reach the payload as they are written.
     """
@@ -92,6 +93,7 @@ class Step:
     ready: bool = True
     env: str = "engine"
     resumable: bool = False
+    plans: bool = False
     freeform: tuple[str, ...] = ()
     literal: tuple[str, ...] = ()
     runspec: Runspec | None = None

@@ -54,7 +54,7 @@ _FORMAT = Kind("omegaconf or yaml", lambda v: v in ("omegaconf", "yaml"))
 STEP: Keys = {
     "id": _WORD, "name": _WORD, "category": _WORD, "description": _TEXT, "summary": _TEXT, "tags": _TEXTS,
     "stack": _ANY, "difficulty": _ANY, "payload": _STATE, "env": _WORD, "resumable": _FLAG, "freeform": _TEXTS,
-    "literal": _TEXTS,
+    "literal": _TEXTS, "plans": _FLAG,
 }  # fmt: skip
 PORT: Keys = {
     "type": _needed(_WORD), "description": _TEXT, "required": _FLAG, "bind": _KEYS, "from": _WORD, "name": _WORD,

@@ -122,6 +122,7 @@ def show(step_id: str, as_json: bool) -> None:
     "--explain", multiple=True, metavar="KEY", help="Print every layer that sets KEY of the config, and stop."
 )
 @click.option("--allow-unknown", is_flag=True, help="Accept override keys that the config does not have.")
+@click.option("--plan", is_flag=True, help="Measure for seconds what the run would take, print it, and stop.")
 @click.option("--new", is_flag=True, help="Submit a job even where one of the very same spec is unfinished.")
 @detach_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -137,6 +138,7 @@ def run(
     force_squash: bool,
     stage: bool,
     explain: tuple[str, ...],
+    plan: bool,
     allow_unknown: bool,
     new: bool,
     leaves: bool,
@@ -151,6 +153,7 @@ def run(
     nemotron steps run sft/automodel -c tiny step_scheduler.max_steps=10
     nemotron steps run sft/automodel -c tiny -d
     nemotron steps run sft/automodel -c tiny --explain optimizer.lr
+    nemotron steps run data_prep/pretrain_prep --plan blend_path=blend.json
     nemotron steps run sft/automodel -b my_profile
     """
     from nemotron_dagster.cli import run as running
@@ -176,6 +179,11 @@ def run(
         return 0
     if dry_run or defaults.get("dry_run"):
         running.dry_run(wanted, as_json)
+        return 0
+    if plan:
+        from nemotron_dagster.cli.plan import show_plan
+
+        show_plan(wanted, as_json)
         return 0
     if wanted.batch:
         from nemotron_dagster.cli.batch import submit_detached

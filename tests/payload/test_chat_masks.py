@@ -21,6 +21,7 @@ from _runtime.data_prep.packing import pack
 from _runtime.payload import PayloadError
 
 NANO3 = chat_template.load("nano3", None)
+LIGHTNING35 = chat_template.load("lightning35", None)
 #: The same text, but nothing says what the model writes: it has to be found.
 UNMARKED = ChatTemplate(
     "unmarked", NANO3.text.replace("{%- generation -%}", "{#- -#}").replace("{%- endgeneration -%}", "{#- -#}")
@@ -103,6 +104,26 @@ def test_nano3_keeps_the_last_thought_and_drops_those_before_the_last_user_turn(
         assert text.endswith("<|im_start|>assistant\n" + prompt)
 
 
+def test_lightning35_closes_a_thought_before_the_answer_and_asks_for_little_reasoning_on_request() -> None:
+    messages = [user("a"), answer(" b ", "first", a=1), told("2"), user("c"), answer(" d ", "then")]
+    call = "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>\n"
+    assert plain(LIGHTNING35, messages) == (
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+        f"<|im_start|>assistant\n<think></think> b \n{call}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n2\n</tool_response>\n<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\nthen</think> d<|im_end|>\n"
+    )
+    sparing = chat_template.load("lightning35", None, {"medium_effort": True})
+    assert plain(sparing, messages[:4]).count("{reasoning effort: efficient}") == 1
+    assert plain(sparing, messages[:4]).endswith("c\n\n{reasoning effort: efficient}<|im_end|>\n")
+    kept = chat_template.load("lightning35", None, {"truncate_history_thinking": False})
+    assert "<think>\nfirst</think> b\n<tool_call>" in plain(kept, messages)
+    for thinking, prompt in ((True, "<think>\n"), (False, "<think></think>")):
+        text = LIGHTNING35.render([user("a")], add_generation_prompt=True, enable_thinking=thinking)
+        assert text.endswith("<|im_start|>assistant\n" + prompt)
+    assert not chat_probes.same_output(LIGHTNING35, NANO3)
+
+
 TEXT = st.text("ab \n.é\u2028👍\"'{", max_size=12)
 THOUGHT = st.none() | st.sampled_from(["why", " \n", "so\nso ", ""])
 
@@ -122,17 +143,18 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize("template", [NANO3, LIGHTNING35], ids=lambda t: t.name)
 @settings(deadline=None)
-@given(conversations(), st.booleans())
+@given(messages=conversations(), tools=st.booleans())
 def test_only_what_follows_the_generation_prompt_up_to_the_end_of_the_turn_is_learned(
-    messages: list[dict[str, Any]], tools: bool
+    template: ChatTemplate, messages: list[dict[str, Any]], tools: bool
 ) -> None:
     given_tools = [TOOL] if tools else None
     clean = chat.read({"messages": messages, "tools": given_tools}, chat.RowFields()).messages
     expected = [
-        stretches(*learned(some, first, lambda m: plain(NANO3, m, given_tools))) for some, first in parts(clean)
+        stretches(*learned(some, first, lambda m: plain(template, m, given_tools))) for some, first in parts(clean)
     ]
-    assert pieces({"messages": messages, "tools": given_tools}) == expected
+    assert pieces({"messages": messages, "tools": given_tools}, template) == expected
 
 
 @settings(deadline=None)

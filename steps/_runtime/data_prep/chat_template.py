@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from _runtime.payload import PayloadError
 
 #: Bundled, by name.
-NAMES = ("nano3",)
+NAMES = ("nano3", "lightning35")
 #: Around what a generation block holds. Noncharacters: Unicode keeps them for use inside a program.
 START, END = "\ufdd0", "\ufdd1"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from _runtime import payload
 from _runtime.data_prep import outcome, runs, shards, splits
 from _runtime.data_prep.blend import ALL, Dataset, read_blend
+from _runtime.data_prep.estimate import estimate, only_plans
 from _runtime.data_prep.pretrain_options import Options
 from _runtime.data_prep.progress import Progress
 from _runtime.data_prep.tokenizers_ import TokenizerFiles, dtype_for, find_tokenizer
@@ -33,12 +33,10 @@ def prepare(options: Options, argv: Sequence[str] | None = None) -> None:
     if not blend.per_split:
         wanted = splits.from_counts(options.num_shards, options.valid_shards, options.test_shards)
     spec = _spec(options, blend, tokenizer)
-    datasets = runs.plan(spec)
-    if "--plan" in (sys.argv if argv is None else argv):
-        from _runtime.data_prep.estimate import estimate
-
-        payload.result(plan=estimate(datasets, tokenize_shard))
+    if only_plans(argv):
+        payload.result(plan=estimate(runs.plan(spec, keep=False), tokenize_shard))
         return
+    datasets = runs.plan(spec)
     datasets, progress = runs.execute(spec, datasets, tokenize_shard)
     hint = "Check text_field first, then min_doc_chars and max_doc_tokens."
     outcome.require_rows(datasets, "empty_or_overlong_documents", hint)

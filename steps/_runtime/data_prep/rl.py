@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from _runtime import payload
 from _runtime.data_prep import limit, outcome, placeholder_sources, rows, runs, splits, staging
 from _runtime.data_prep.blend import ALL, SPLITS, read_blend
+from _runtime.data_prep.estimate import estimate, only_plans
 from _runtime.data_prep.placeholder_sources import Found
 from _runtime.data_prep.plan import Slice
 from _runtime.data_prep.progress import Progress
@@ -50,15 +52,14 @@ def prepare(options: Options, argv: Sequence[str] | None = None) -> None:
         PayloadError: bad configuration or input, see ``step.toml``.
     """
     inputs = tell_apart(read_blend(options.blend_path), options.splits == "auto")
-    context = _look(options, inputs)
+    if only_plans(argv):
+        with TemporaryDirectory() as folder:  # what workers read beside the rows; nothing lands in output_dir
+            spec = _spec(options, _look(options, inputs, Path(folder)))
+            payload.result(plan=estimate(runs.plan(spec, keep=False), write_shard))
+        return
+    context = _look(options, inputs, options.output_dir / staging.FOLDER)
     spec = _spec(options, context)
     datasets = runs.plan(spec)
-    if "--plan" in (sys.argv if argv is None else argv):
-        from _runtime.data_prep.estimate import estimate
-
-        payload.result(plan=estimate(datasets, write_shard))
-        staging.remove(options.output_dir)
-        return
     datasets, progress = runs.execute(spec, datasets, write_shard)
     kind = context.settings["row_format"]
     hint = f"Mend the rows, or set row_format if they are not meant to be of the format {kind}."
@@ -71,8 +72,11 @@ def prepare(options: Options, argv: Sequence[str] | None = None) -> None:
     _remove_other_runs(options, datasets)
 
 
-def _look(options: Options, inputs: Inputs) -> Context:
-    """Find out the format of the rows, what placeholders stand for, and which prompts are held out."""
+def _look(options: Options, inputs: Inputs, folder: Path) -> Context:
+    """Find out the format of the rows, what placeholders stand for, and which prompts are held out.
+
+    The latter two go into files in ``folder``.
+    """
     heads = _heads(inputs)
     kind = options.row_format if options.row_format != "auto" else _format(heads, options.resolve, inputs)
     prompt, answer = fields_of(heads)
@@ -94,7 +98,6 @@ def _look(options: Options, inputs: Inputs) -> Context:
     parts = {name: _slices(files, options.max_rows) for name, files in inputs.files.items()}
     every = [part for some in parts.values() for part in some]
     ends = {part.file.path: part.end for part in every if part.end is not None}
-    folder = options.output_dir / staging.FOLDER
     found: dict[str, Found] = {}
     files: dict[str, Any] = {"placeholders": None, "held_out": None}
     if options.resolve:

@@ -104,7 +104,7 @@ def _jsonl(part: Slice, rejects: Rejects) -> Iterator[Batch]:
         row = _parse(line, at, unit, part, rejects)
         if row is not None:
             batch.append((at, row, line))
-            size += len(line)
+            size += len(line) + 1
         if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
             yield _batch(part, batch, unit, size)
             batch, size = [], 0

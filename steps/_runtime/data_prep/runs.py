@@ -89,8 +89,11 @@ class DatasetRun:
         return sorted(i for i, receipt in self.receipts.items() if receipt["files"])
 
 
-def plan(spec: Spec) -> list[DatasetRun]:
-    """Plan every dataset and write the plans down; nothing is read but what tells files apart.
+def plan(spec: Spec, keep: bool = True) -> list[DatasetRun]:
+    """Plan every dataset; nothing is read but what tells files apart.
+
+    Args:
+        keep: write the plans down and take over the shards of earlier runs; else nothing is written or removed.
 
     Raises:
         PayloadError: a dataset without files, a file in two datasets, a bad sample.
@@ -101,11 +104,13 @@ def plan(spec: Spec) -> list[DatasetRun]:
     config = {"datasets": blend, "num_shards": spec.num_shards, "max_rows": spec.max_rows, **spec.about}
     config |= {"sample": spec.sample, "sample_seed": spec.sample_seed} if spec.sample is not None else {}
     folder = spec.output_dir / "runs" / digest(config)
-    if spec.force:
+    if spec.force and keep:
         shutil.rmtree(folder, ignore_errors=True)
     files = spec.files or {name: sources.find_files(dataset) for _, name, dataset in entries}
     _refuse_shared(files)
-    shards.write_whole(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n")
+    if keep:
+        text = json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n"
+        shards.write_whole(folder / "config.json", text)
     earlier = [] if spec.force else list(_earlier(spec))
     found = []
     for split, name, dataset in entries:
@@ -122,13 +127,15 @@ def plan(spec: Spec) -> list[DatasetRun]:
             raise PayloadError("empty_input", message, "Give files with rows, or take the dataset out of the blend.")
         place = folder / "datasets" / name / made.digest
         about = {**made.to_json(), **spec.about, "config_hash": folder.name}
-        shards.write_whole(place / "plan.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        if keep:
+            shards.write_whole(place / "plan.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         chosen = _sampled(made, spec)
         context = {**settings[name], **spec.context}
         tasks = tuple(Task(str(place), name, made.digest, s, context) for s in made.shards if s.index in chosen)
         before = tuple(_splits(folder) for plan, folder in earlier if plan.dataset == name)
         found.append(DatasetRun(split, name, dataset, made, place, tasks, before=before))
-    _take_over([t for d in found for t in d.tasks], [where for _, where in earlier])
+    if keep:
+        _take_over([t for d in found for t in d.tasks], [where for _, where in earlier])
     return found
 
 
@@ -142,14 +149,15 @@ def execute(spec: Spec, datasets: Sequence[DatasetRun], work: Work) -> tuple[lis
         PayloadError: as ``shards.run``.
     """
     tasks = [t for d in datasets for t in d.tasks]
-    waiting = [t for t, receipt in shards.pending(tasks).items() if receipt is None]
+    found = shards.pending(tasks)
+    waiting = [t for t, receipt in found.items() if receipt is None]
     progress = Progress(sum(t.shard.bytes for t in tasks), len(tasks))
-    staged = dict(zip(map(id, waiting), staging.stage([t.shard for t in waiting], spec.output_dir), strict=True))
-    tasks = [replace(t, shard=staged.get(id(t), t.shard)) for t in tasks]
+    staged = dict(zip(waiting, staging.stage([t.shard for t in waiting], spec.output_dir), strict=True))
+    ready = {t: replace(t, shard=shard) for t, shard in staged.items()}
     receipts = shards.run(
-        tasks,
+        {ready.get(t, t): receipt for t, receipt in found.items()},
         work,
-        launch.choose(spec.workers, [t for t in tasks if t.shard in staged.values()]),
+        launch.choose(spec.workers, list(ready.values())),
         progress.tell,
         lambda task, receipt, kept: progress.shard(task.shard.bytes, kept),
     )
@@ -234,9 +242,9 @@ def _take_over(tasks: Sequence[Task], folders: Sequence[Path]) -> None:
                 made.setdefault(receipt["digest"], _task_of(receipt, folder))
     for task in tasks:
         other = made.get(task.shard.digest)
-        if other is None or other.receipt == task.receipt or shards.completed(task) is not None:
+        if other is None or other.receipt == task.receipt or shards.completed(task, hashing=False) is not None:
             continue
-        receipt_ = shards.completed(other)
+        receipt_ = shards.completed(other, hashing=False)  # ``execute`` reads what was linked, once
         if receipt_ is not None:
             _link(other, task, receipt_)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from typing import Any
 from _runtime import payload
 from _runtime.data_prep import blend, chat, chat_probes, chat_template, outcome, runs, shards, split_links, splits
 from _runtime.data_prep.chat_template import ChatTemplate
+from _runtime.data_prep.estimate import estimate, only_plans
 from _runtime.data_prep.runs import DatasetRun, Spec
 from _runtime.data_prep.sft_options import SftOptions
 from _runtime.data_prep.sft_shard import pack_shard
@@ -38,12 +38,10 @@ def prepare(options: SftOptions, argv: Sequence[str] | None = None) -> None:
     )
     spec = _spec(options, tokenizer, template)
     wanted = splits.Wanted(0, 0) if spec.blend.per_split else _held_out(options)
-    datasets = runs.plan(spec)
-    if "--plan" in (sys.argv if argv is None else argv):
-        from _runtime.data_prep.estimate import estimate
-
-        payload.result(plan=estimate(datasets, pack_shard))
+    if only_plans(argv):
+        payload.result(plan=estimate(runs.plan(spec, keep=False), pack_shard))
         return
+    datasets = runs.plan(spec)
     datasets, progress = runs.execute(spec, datasets, pack_shard)
     for dataset in datasets:
         if not dataset.filled:

@@ -117,7 +117,7 @@ def make(task: Task, work: Work, tell: Tell) -> Receipt:
 
 
 def run(
-    tasks: Sequence[Task],
+    found: Mapping[Task, Receipt | None],
     work: Work,
     launch: Callable[[Sequence[Task], Work, Tell], Iterator[tuple[Task, Receipt]]],
     tell: Tell,
@@ -126,6 +126,7 @@ def run(
     """Make every shard that is not done.
 
     Args:
+        found: what ``pending`` says of the shards.
         work: a module's function; it runs in other processes, perhaps on other machines.
         launch: ``launch.here``, ``launch.processes(n)`` or ``launch.ray(...)``.
         done: called with each receipt as it comes, and whether the shard was found done already.
@@ -138,12 +139,12 @@ def run(
     """
     receipts: dict[tuple[str, int], Receipt] = {}
     waiting = []
-    for task, found in pending(tasks).items():
-        if found is None:
+    for task, kept in found.items():
+        if kept is None:
             waiting.append(task)
         else:
-            receipts[task.folder, task.shard.index] = found
-            done(task, found, True)
+            receipts[task.folder, task.shard.index] = kept
+            done(task, kept, True)
     for task, receipt in launch(waiting, work, tell) if waiting else ():
         write_receipt(task, receipt)
         receipts[task.folder, task.shard.index] = receipt
@@ -159,15 +160,19 @@ def pending(tasks: Sequence[Task]) -> dict[Task, Receipt | None]:
         return dict(zip(tasks, threads.map(completed, tasks), strict=True))
 
 
-def completed(task: Task) -> Receipt | None:
-    """The receipt of a shard that is done; None where it must be made (again)."""
+def completed(task: Task, hashing: bool = True) -> Receipt | None:
+    """The receipt of a shard that is done; None where it must be made (again).
+
+    Args:
+        hashing: read the files; else only their sizes are looked at.
+    """
     try:
         receipt = json.loads(task.receipt.read_text(encoding="utf-8"))
         if receipt["status"] != "completed" or receipt["digest"] != task.shard.digest:
             return None
         for about in receipt["files"].values():
             file = os.path.join(task.folder, about["path"])
-            if os.path.getsize(file) != about["bytes"] or hashed(file)[1] != about["checksum"]:
+            if os.path.getsize(file) != about["bytes"] or (hashing and hashed(file)[1] != about["checksum"]):
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
