@@ -1,4 +1,4 @@
-"""Rows about the Roman numerals of 1 to 49, in the layout of each step that reads some. The same seed, the same rows."""
+"""Rows about the Roman numerals of 1 to 49, in the layout of each step that reads some; the same for the same seed."""
 
 from __future__ import annotations
 
