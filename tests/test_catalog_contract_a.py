@@ -113,6 +113,7 @@ TABLE: dict[str, Step] = {
     "optimize/modelopt/distill": Step(
         [
             Port("checkpoint_hf", "args.teacher_hf_path", "sft/automodel"),
+            Port("checkpoint_hf", "args.student_hf_path", required=False),
             Port("binidx", "args.data_paths", "data_prep/pretrain_prep", required=False),
         ],
         [Port("checkpoint_megatron", "args.output_dir")],

@@ -33,7 +33,13 @@ class Facts(NamedTuple):
 
 FACTS = {
     "peft/automodel": Facts(
-        ["training_jsonl"], ["checkpoint_lora"], ["default", "tiny"], "torchrun", (1, 2), "default", None
+        ["training_jsonl", "checkpoint_hf?"],
+        ["checkpoint_lora"],
+        ["default", "tiny"],
+        "torchrun",
+        (1, 2),
+        "default",
+        None,
     ),
     "peft/megatron_bridge": Facts(
         ["packed_parquet", "checkpoint_megatron"],

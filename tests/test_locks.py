@@ -74,6 +74,8 @@ HOLDS: list[tuple[str, str, str, Subject, dict[str, Any], dict[str, Subject]]] =
     (*PACKED, "tokenizer", subject({}, **FINGERPRINTS), {}, {"m": model(tokenizers=frozenset({A, B}))}),
     (*PACKED, "chat_template", subject({}, **FINGERPRINTS), {}, {"m": model(templates=frozenset({A}))}),
     (*PACKED, "tokenizer", subject({}, reported={"tokenizer": "org/m"}), {"hf_model_path": "org/m"}, {}),
+    (*PACKED, "tokenizer", subject({}, reported={"tokenizer": "/x/steps/data_prep/p/../../_runtime/tiny_llama"}),
+     {"hf_model_path": "tiny_llama"}, {}),
     (*PACKED, "vocabulary", subject({"largest_token": 99}), {}, {"m": model({"vocab_size": 100})}),
     ("sft/megatron_bridge", "checkpoint_megatron", "megatron_parent", subject({"kind": "parent"}), {}, {}),
     ("eval/model_eval", "checkpoint_megatron", "megatron_iteration", subject({"kind": "iteration"}), {}, {}),

@@ -32,13 +32,20 @@ def required(cfg: dict[str, Any], key: str) -> str:
 def base_model(iteration: Path, given: Any) -> str:
     """The Hugging Face model that describes an iteration: the one given, else the one that it records.
 
+    A record names a directory as it was while the checkpoint was made. Where that has moved since, as what is published
+    does, ``hf/`` beside the checkpoint is taken.
+
     Raises:
         PayloadError: neither is there, or it has no config and tokenizer.
     """
     recorded = megatron_checkpoint.base_of(megatron_checkpoint.run_config(iteration))
     if given and recorded and given != recorded:
         print(f"hf_model_id={given}: the checkpoint records {recorded}", flush=True)
-    if not given and recorded:
+    gone = not recorded or (recorded.startswith(("/", ".", "~")) and not Path(recorded).expanduser().is_dir())
+    if not given and gone and (near := megatron_checkpoint.beside(iteration)):
+        print(f"hf_model_id: {near}, which lies beside the checkpoint", flush=True)
+        recorded = str(near)
+    elif not given and recorded:
         print(f"hf_model_id: {recorded}, as run_config.yaml of the checkpoint records", flush=True)
     base = str(given or recorded or "")
     if not base:

@@ -143,3 +143,10 @@ def base_of(config: dict[str, Any]) -> str | None:
     extra = model.get("extra_checkpoint_metadata")
     named = model.get("hf_model_id") or (extra.get("hf_model_id") if isinstance(extra, dict) else None)
     return named if isinstance(named, str) and named else None
+
+
+def beside(iteration: Path) -> Path | None:
+    """The same model for Hugging Face, ``hf/``, which reinforcement learning and distillation leave beside it."""
+    parent = iteration.parent if _NUMBERED.fullmatch(iteration.name) else iteration
+    found = parent.parent / "hf"
+    return found if (found / "config.json").is_file() else None
