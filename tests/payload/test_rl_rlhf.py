@@ -31,7 +31,7 @@ SMALL = {"grpo.num_prompts_per_step": 2, "grpo.num_generations_per_prompt": 3, "
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("rlhf", tmp_path_factory.mktemp("rlhf")).finish()
+    return Run("rlhf", tmp_path_factory.mktemp("rlhf")).finish(cold=True)
 
 
 def test_the_judges_scores_rise(whole: Run) -> None:
