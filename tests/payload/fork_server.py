@@ -29,17 +29,18 @@ LIBRARIES = {
         "megatron.bridge.training.post_training.checkpointing",
         "megatron.bridge.recipes.nemotronh.nemotron_3_nano",
         "megatron.bridge.peft.lora",
+        "modelopt.torch.export",
+        "modelopt.torch.quantization",
         "peft",
         "pyarrow.parquet",
     ],
-    "modelopt": ["modelopt.torch.export", "modelopt.torch.quantization", "modelopt.torch.distill", "pyarrow.parquet"],
     "trl": ["trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer", "peft", "pyarrow.parquet"],
 }
 MODELS = ["transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3"]
 
 
 def prepare(library: str) -> None:
-    if library in ("megatron", "modelopt"):  # which cannot be imported on the CPU before this
+    if library == "megatron":  # which cannot be imported on the CPU before this
         from _runtime import cpu_megatron
 
         cpu_megatron.enable(lambda text: None)

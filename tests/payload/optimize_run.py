@@ -42,13 +42,13 @@ model.save_pretrained(folder)
 
 def python(code: str, *arguments: object) -> str:
     """Run code in the train environment, with steps/ importable; returns the last line it printed."""
-    return forks.python("modelopt", code, *arguments)
+    return forks.python("megatron", code, *arguments)
 
 
 def refusals(step: str, folder: Path, cases: list[dict[str, Any]], cold: bool = False) -> list[Refusal]:
     """What a step says to each set of overrides; ``cold``: no library is imported when it starts."""
     files = [Run(step, folder / str(n), overrides).folder / "config.yaml" for n, overrides in enumerate(cases)]
-    return refused.refusals(STEPS / "optimize" / "modelopt" / step, files, None if cold else "modelopt")
+    return refused.refusals(STEPS / "optimize" / "modelopt" / step, files, None if cold else "megatron")
 
 
 class Run:
@@ -77,7 +77,7 @@ class Run:
         script, arguments = self.step / "step.py", ("--config", str(self.folder / "config.yaml"))
         if not cold:
             return forks.start(
-                "modelopt", script, *arguments, env=environment, cwd=self.folder, log=self.folder / "log"
+                "megatron", script, *arguments, env=environment, cwd=self.folder, log=self.folder / "log"
             )
         command = [payload_python("train"), str(script), *arguments]
         with (self.folder / "log").open("a") as log:
