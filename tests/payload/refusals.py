@@ -35,9 +35,9 @@ def tried(script, config):
     heavy = {"torch", "transformers", "megatron", "modelopt", "nemo_automodel", "trl"} & set(sys.modules)
     return [status, [m for m in said if m["type"] == "error"], stderr.getvalue(), sorted(heavy)]
 
-environment, found = dict(os.environ), []
-for config in sys.argv[2:]:
-    found.append(tried(sys.argv[1], config))
+(script, *configs), environment, found = sys.argv[1:], dict(os.environ), []
+for config in configs:
+    found.append(tried(script, config))
     os.environ.clear()
     os.environ.update(environment)
 print(json.dumps(found))

@@ -35,7 +35,7 @@ def convert(step: Path, folder: Path, overrides: dict[str, Any], python: str = "
     messages.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     env = {**os.environ, "NEMOTRON_MESSAGES": str(messages), "PYTHONPATH": str(STEPS), **settings}
-    status = forks.start("megatron", step / "step.py", "--config", str(config), env=env, cwd=folder, log=log).wait(300)
+    status = forks.start("megatron", step / "step.py", "--config", str(config), env=env, cwd=folder, log=log).wait(900)
     lines = messages.read_text().splitlines() if messages.exists() else []
     return Outcome(status, [json.loads(line) for line in lines], log.read_text())
 

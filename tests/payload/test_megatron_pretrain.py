@@ -179,7 +179,6 @@ WRONG: list[tuple[dict[str, Any], Files, str, str]] = [
     ({BASE: "{}/out"}, {"out/iter_1/.metadata": "", "out/run_config.yaml": ""}, "base_and_adapter_paths", "within"),
     ({"hf_model_path": "{}/none"}, {}, "model_missing", "no such directory"),
     ({"logger.wandb_project": "p"}, {}, "package_missing", "the package wandb is not installed"),
-    ({"train": 3}, {}, "config_invalid", "train=3: must be a mapping"),
 ]
 
 
@@ -208,6 +207,7 @@ def test_bad_settings_are_told_before_the_model_is_built(tmp_path: Path) -> None
         ({"optimizer.lrr": 1}, "config_unknown_key", "optimizer.lrr: Megatron-Bridge has no such key"),
         ({"trainer.max_steps": 1}, "config_unknown_key", "trainer: Megatron-Bridge has no such key"),
         ({"recipe.seq_len": 1}, "config_unknown_key", "recipe.seq_len: Megatron-Bridge has no such key"),
+        ({"train": 3}, "config_invalid", "train=3: must be a mapping"),
         ({"train.train_iters": "many"}, "config_invalid", "train.train_iters='many': must be a number"),
         ({"dataset.seq_length": 64}, "sequence_length_mismatch", "model.seq_length=128, dataset.seq_length=64"),
         ({"train.global_batch_size": 24}, "bad_parallel_batch_shape", "24 is no multiple of train.micro_batch_size=16"),
