@@ -37,7 +37,7 @@ lint: python
 
 test: lint
 	$(BIN)/nemotron env build
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lock: python
 	@$(PYTHON) .ci/venv.py --dev

@@ -30,11 +30,11 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-TOKENIZER = STEPS / "_runtime/tiny_llama"
 LIMIT = Path(__file__).with_name("tokenizer_limit.py")
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/payload")]
 from interpreters import STEPS, payload_python  # noqa: E402
 
+TOKENIZER = STEPS / "_runtime/tiny_llama"
 TINY = ("data_prep/pretrain_prep", "data_prep/sft_packing", "data_prep/rl_prep")
 
 

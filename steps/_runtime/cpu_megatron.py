@@ -56,6 +56,7 @@ def enable(say: Callable[[str], None] = print) -> bool:
     for package, version in WRITTEN_FOR.items():
         cpu.check_version(package, version, "megatron_missing")
     cpu_megatron_imports.install()
+    _compile_nothing()
     # It shows a traceback for each name of Transformer Engine that it does without.
     logging.getLogger("megatron.bridge.utils.import_utils").addFilter(lambda record: False)
     with warnings.catch_warnings():
@@ -67,6 +68,15 @@ def enable(say: Callable[[str], None] = print) -> bool:
     versions = ", ".join(f"{package} {version}" for package, version in WRITTEN_FOR.items())
     say(f"no CUDA device: CPU compatibility for {versions} is on")
     return True
+
+
+def _compile_nothing() -> None:
+    """Megatron hands its fused functions to torch.compile, which takes longer than a tiny model's whole training, asks
+    for a C++ compiler and leaves worker processes behind.
+    """
+    import torch._dynamo.config
+
+    torch._dynamo.config.disable = True
 
 
 def local_spec(provider: Any) -> None:
@@ -155,10 +165,7 @@ def _adapt_megatron() -> None:
 
 
 def _adapt_torch() -> None:
-    """Replace the calls of torch.cuda that Megatron makes without asking, and NCCL, by what stands for them on a CPU.
-
-    Each name has a function of its own, since torch.compile tells them apart by identity.
-    """
+    """Replace the calls of torch.cuda that Megatron makes without asking, and NCCL, by what does that on a CPU."""
     import torch
 
     cuda: Any = torch.cuda

@@ -1,4 +1,4 @@
-"""Starts an AutoModel step as it is started for real: a subprocess in the train environment, on the CPU, offline."""
+"""Starts an AutoModel step as it is started for real: a process in the train environment, on the CPU, offline."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 from interpreters import STEPS, payload_python
 from omegaconf import OmegaConf
 
@@ -28,8 +29,12 @@ class Run:
             OmegaConf.update(config, key, value, force_add=True)
         OmegaConf.save(config, folder / "config.yaml")
 
-    def start(self, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-        """Start it; ``launcher`` stands between the interpreter and step.py, as ``-m torch.distributed.run`` does."""
+    def start(self, launcher: tuple[str, ...] = (), cold: bool = False, **environment: str) -> forks.Process:
+        """Start it; ``launcher`` stands between the interpreter and step.py, as ``-m torch.distributed.run`` does.
+
+        As a fork, unless it is to be ``cold``, with imports of its own as for a user, or has a launcher or variables.
+        """
+        cold = bool(cold or launcher or environment)
         self.said.unlink(missing_ok=True)
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("WANDB")},
@@ -39,13 +44,17 @@ class Run:
             "HF_HOME": str(self.folder / "hf"),
             **environment,
         }
-        command = [payload_python("train"), *launcher, str(self.step / "step.py")]
-        command += ["--config", str(self.folder / "config.yaml")]
+        script, arguments = self.step / "step.py", ("--config", str(self.folder / "config.yaml"))
+        if not cold:
+            return forks.start(
+                "automodel", script, *arguments, env=environment, cwd=self.folder, log=self.folder / "log"
+            )
+        command = [payload_python("train"), *launcher, str(script), *arguments]
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment, cwd=self.folder)
 
-    def finish(self, launcher: tuple[str, ...] = (), **environment: str) -> Run:
-        status = self.start(launcher, **environment).wait(timeout=600)
+    def finish(self, launcher: tuple[str, ...] = (), cold: bool = False) -> Run:
+        status = self.start(launcher, cold).wait(timeout=600)
         assert status == 0, self.log()[-4000:]
         return self
 
@@ -93,13 +102,4 @@ def training_past(step: int) -> Callable[[Run], bool]:
 
 def python(code: str, *arguments: object) -> str:
     """Run code in the train environment, with steps/ importable; returns the last line it printed."""
-    done = subprocess.run(
-        [payload_python("train"), "-c", code, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip().splitlines()[-1]
+    return forks.python("automodel", code, *arguments)

@@ -1,4 +1,4 @@
-"""A step of Megatron-Bridge as it is started for real: a subprocess in the train environment, on the CPU, offline."""
+"""A step of Megatron-Bridge as it is started for real: a process in the train environment, on the CPU, offline."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pyarrow.parquet as pq
+import refusals as refused
 from interpreters import STEPS, payload_python
 from omegaconf import OmegaConf
+from refusals import Refusal
 
 BAD_INPUT = 3
 
@@ -29,7 +32,8 @@ class Run:
             OmegaConf.update(config, key, value, force_add=True)
         OmegaConf.save(config, folder / "config.yaml")
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, cold: bool = False) -> forks.Process:
+        """Start it; ``cold`` with its own imports, as a user does, and else as a fork."""
         self.said.unlink(missing_ok=True)
         environment = {
             **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_PORT")},
@@ -38,18 +42,23 @@ class Run:
             "NEMOTRON_STEP_DIR": str(self.step),
             "HF_HOME": str(self.folder / "hf"),
         }
-        command = [payload_python("train"), str(self.step / "step.py"), "--config", str(self.folder / "config.yaml")]
+        script, arguments = self.step / "step.py", ("--config", str(self.folder / "config.yaml"))
+        if not cold:
+            return forks.start(
+                "megatron", script, *arguments, env=environment, cwd=self.folder, log=self.folder / "log"
+            )
+        command = [payload_python("train"), str(script), *arguments]
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment, cwd=self.folder)
 
-    def finish(self) -> Run:
-        status = self.start().wait(timeout=600)
+    def finish(self, cold: bool = False) -> Run:
+        status = self.start(cold).wait(timeout=600)
         assert status == 0, self.log()
         return self
 
     def refused(self) -> dict[str, Any]:
         """Start it, expect that it refuses its input, and return what it says."""
-        assert self.start().wait(timeout=600) == BAD_INPUT, self.log()
+        assert self.start(cold=True).wait(timeout=600) == BAD_INPUT, self.log()
         assert "Traceback" not in self.log() or self.out.is_dir()
         [error] = self.messages("error")
         return error
@@ -57,7 +66,7 @@ class Run:
     def log(self) -> str:
         return (self.folder / "log").read_text()[-4000:]
 
-    def until(self, process: subprocess.Popen[str], reached: Callable[[Run], bool]) -> None:
+    def until(self, process: forks.Process, reached: Callable[[Run], bool]) -> None:
         """Wait until the running process has come as far as ``reached`` says."""
         deadline = time.monotonic() + 300
         while not reached(self):
@@ -86,54 +95,15 @@ class Run:
         return (self.out / "latest_checkpointed_iteration.txt").read_text()
 
 
-def refusals(kind: str, folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """What the runner says to each set of overrides, in one process: the imports cost more than a refusal."""
-    files = []
-    for n, overrides in enumerate(cases):
-        files.append(str(Run(kind, folder / str(n), overrides).folder / "config.yaml"))
-    step = STEPS / kind / "megatron_bridge"
-    said: list[dict[str, str]] = train_python(REFUSALS, step, *files)
-    return said
-
-
-#: argv: a step's folder, then compiled configs.
-REFUSALS = """
-import importlib.util, json, sys
-from pathlib import Path
-from _runtime import payload
-spec = importlib.util.spec_from_file_location("step", sys.argv[1] + "/step.py")
-step = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(step)
-said = []
-for file in sys.argv[2:]:
-    try:
-        step.main(payload.load_config(Path(sys.argv[1]) / "config/default.yaml", ["--config", file]))
-        said.append({"name": "none", "message": "it ran", "recovery": ""})
-    except payload.PayloadError as e:
-        said.append({"name": e.name, "message": e.message, "recovery": e.recovery})
-print(json.dumps(said))
-"""
+def refusals(kind: str, folder: Path, cases: list[dict[str, Any]], cold: bool = False) -> list[Refusal]:
+    """What the runner says to each set of overrides; ``cold``: no library is imported when it starts."""
+    files = [Run(kind, folder / str(n), overrides).folder / "config.yaml" for n, overrides in enumerate(cases)]
+    return refused.refusals(STEPS / kind / "megatron_bridge", files, None if cold else "megatron")
 
 
 def train_python(code: str, *arguments: object, **variables: str) -> Any:
-    """Run code in the train environment, with steps/ importable; returns the JSON of the last line it printed."""
-    done = subprocess.run(
-        [payload_python("train"), "-c", code, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(STEPS),
-            "NEMOTRON_STEP_DIR": str(STEPS),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            **variables,
-        },
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """Run code in the train environment, Megatron-Bridge imported; returns the JSON of the last line it printed."""
+    return json.loads(forks.python("megatron", code, *arguments, **variables))
 
 
 #: argv: an iteration, the base, an empty directory, token ids and the mask of a pack as JSON. Exports the checkpoint,

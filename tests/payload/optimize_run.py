@@ -8,8 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import forks
+import refusals as refused
 from interpreters import STEPS, payload_python
 from omegaconf import OmegaConf
+from refusals import Refusal
 
 BAD_INPUT = 3
 OUTPUT = {"prune": "args.output_hf_path", "quantize": "args.megatron_save_path", "distill": "args.output_dir"}
@@ -39,47 +42,13 @@ model.save_pretrained(folder)
 
 def python(code: str, *arguments: object) -> str:
     """Run code in the train environment, with steps/ importable; returns the last line it printed."""
-    done = subprocess.run(
-        [payload_python("train"), "-c", code, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    return forks.python("megatron", code, *arguments)
 
 
-REFUSALS = """
-import sys, json, importlib
-from _runtime.payload import PayloadError
-step = importlib.import_module("_runtime.optimize." + sys.argv[1])
-said = []
-for cfg in json.loads(sys.argv[2]):
-    try:
-        step.check(cfg)
-        step.run(cfg)
-        said.append(["", "done"])
-    except PayloadError as e:
-        said.append([e.name, e.message])
-print(json.dumps(said))
-"""
-
-
-def refusals(step: str, folder: Path, cases: list[dict[str, Any]]) -> list[list[str]]:
-    """Name and message of the error of each case, all in one process: for what only shows once a model is loaded."""
-    home = STEPS / "optimize" / "modelopt" / step
-    configs = []
-    for n, case in enumerate(cases):
-        text = (home / "config" / "tiny.yaml").read_text("utf-8").replace("${oc.env:NEMOTRON_STEP_DIR}", str(home))
-        config = OmegaConf.create(text)
-        for key, value in {OUTPUT[step]: str(folder / f"out{n}"), **case}.items():
-            OmegaConf.update(config, key, value, merge=False, force_add=True)
-        args = OmegaConf.to_container(config.args, resolve=True)
-        configs.append({"backend": "inprocess", "seed": 1, "args": args})
-    found: list[list[str]] = json.loads(python(REFUSALS, step, json.dumps(configs)))
-    return found
+def refusals(step: str, folder: Path, cases: list[dict[str, Any]], cold: bool = False) -> list[Refusal]:
+    """What a step says to each set of overrides; ``cold``: no library is imported when it starts."""
+    files = [Run(step, folder / str(n), overrides).folder / "config.yaml" for n, overrides in enumerate(cases)]
+    return refused.refusals(STEPS / "optimize" / "modelopt" / step, files, None if cold else "megatron")
 
 
 class Run:
@@ -94,7 +63,8 @@ class Run:
             OmegaConf.update(config, key, value, merge=False, force_add=True)
         OmegaConf.save(config, folder / "config.yaml")
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, cold: bool = False) -> forks.Process:
+        """Start it: as a fork, or ``cold``, with imports of its own as for a user."""
         self.said.unlink(missing_ok=True)
         environment = {
             **os.environ,
@@ -104,18 +74,23 @@ class Run:
             "HF_HOME": str(self.folder / "hf_home"),
             "HF_HUB_OFFLINE": "1",
         }
-        command = [payload_python("train"), str(self.step / "step.py"), "--config", str(self.folder / "config.yaml")]
+        script, arguments = self.step / "step.py", ("--config", str(self.folder / "config.yaml"))
+        if not cold:
+            return forks.start(
+                "megatron", script, *arguments, env=environment, cwd=self.folder, log=self.folder / "log"
+            )
+        command = [payload_python("train"), str(script), *arguments]
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment, cwd=self.folder)
 
-    def finish(self) -> Run:
-        status = self.start().wait(timeout=600)
+    def finish(self, cold: bool = False) -> Run:
+        status = self.start(cold).wait(timeout=600)
         assert status == 0, self.log()[-4000:]
         return self
 
-    def refused(self) -> dict[str, Any]:
+    def refused(self, cold: bool = False) -> dict[str, Any]:
         """The error that a run ends with; what it said to a person is no traceback."""
-        status = self.start().wait(timeout=300)
+        status = self.start(cold).wait(timeout=300)
         assert status == BAD_INPUT and 'step.py", line' not in self.log(), self.log()[-4000:]
         [error] = self.messages("error")
         assert error["message"] and error["recovery"]

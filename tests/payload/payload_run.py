@@ -46,7 +46,7 @@ def run_payload(step: Path, cfg: dict[str, Any], folder: Path, python: str, **en
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     lines = messages.read_text().splitlines() if messages.exists() else []
     return Outcome(done.returncode, [json.loads(line) for line in lines], done.stderr)

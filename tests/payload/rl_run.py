@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 from interpreters import STEPS, payload_python
 from omegaconf import OmegaConf
 
@@ -29,7 +30,8 @@ class Run:
             OmegaConf.update(loaded, key, value, force_add=True)
         OmegaConf.save(loaded, folder / "config.yaml")
 
-    def start(self, python: str | None = None, *words: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, cold: bool = False, **env: str) -> forks.Process:
+        """Start it: as a fork, or ``cold``, with imports of its own as for a user."""
         self.said.unlink(missing_ok=True)
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "RL_"))},
@@ -39,13 +41,15 @@ class Run:
             "HF_HOME": str(self.folder / "hf"),
             **env,
         }
-        script, config = str(self.step / "step.py"), str(self.folder / "config.yaml")
-        command = [python or payload_python("train"), script, "--config", config, *words]
+        script, arguments = self.step / "step.py", ("--config", str(self.folder / "config.yaml"), *words)
+        if not cold:
+            return forks.start("trl", script, *arguments, env=environment, cwd=self.folder, log=self.folder / "log")
+        command = [payload_python("train"), str(script), *arguments]
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment, cwd=self.folder)
 
-    def finish(self, **env: str) -> Run:
-        status = self.start(**env).wait(timeout=900)
+    def finish(self, cold: bool = False, **env: str) -> Run:
+        status = self.start(cold=cold, **env).wait(timeout=900)
         assert status == 0, self.log[-4000:]
         return self
 
@@ -57,7 +61,7 @@ class Run:
         assert error["recovery"]
         return error
 
-    def wait_for(self, process: subprocess.Popen[str], moment: Callable[[Run], bool]) -> None:
+    def wait_for(self, process: forks.Process, moment: Callable[[Run], bool]) -> None:
         deadline = time.monotonic() + 600
         while not moment(self):
             assert process.poll() is None and time.monotonic() < deadline, self.log[-4000:]
@@ -114,16 +118,7 @@ def passed(step: int) -> Callable[[Run], bool]:
 
 def python(code: str, *arguments: object) -> Any:
     """Run code in the train environment, with steps/ importable; what the last line it printed holds, as JSON."""
-    done = subprocess.run(
-        [payload_python("train"), "-c", code, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(forks.python("trl", code, *arguments))
 
 
 def answers(model: Path, numbers: list[int]) -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from interpreters import STEPS, payload_python
 from omegaconf import OmegaConf
@@ -22,32 +23,34 @@ BAD_INPUT = 3
 
 
 def convert(step: Path, folder: Path, overrides: dict[str, Any], python: str = "", **env: str) -> Outcome:
-    """Run a step's tiny config with ``overrides``."""
+    """Run a step's tiny config with ``overrides``: as a fork, or with an interpreter, with imports of its own."""
     cfg = OmegaConf.to_container(OmegaConf.load(step / "config" / "tiny.yaml"))
     assert isinstance(cfg, dict)
     settings = {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf-home"), "TMPDIR": str(folder), **env}
-    return run_payload(step, {**cfg, **overrides}, folder, python or payload_python("train"), **settings)
+    if python:
+        return run_payload(step, {**cfg, **overrides}, folder, python, **settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, messages, log = folder / "config.yaml", folder / "messages.jsonl", folder / "log"
+    config.write_text(json.dumps({**cfg, **overrides}))
+    messages.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
+    env = {**os.environ, "NEMOTRON_MESSAGES": str(messages), "PYTHONPATH": str(STEPS), **settings}
+    status = forks.start("megatron", step / "step.py", "--config", str(config), env=env, cwd=folder, log=log).wait(900)
+    lines = messages.read_text().splitlines() if messages.exists() else []
+    return Outcome(status, [json.loads(line) for line in lines], log.read_text())
 
 
 def work(task: str, *arguments: object) -> Any:
     """A task of megatron_work.py in the train environment; returns what it printed."""
-    done = subprocess.run(
-        [payload_python("train"), str(WORK), task, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "PYTHONPATH": str(STEPS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return json.loads(forks.python("megatron", code, WORK, task, *arguments))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Megatron checkpoint of the tiny config."""
     folder = tmp_path_factory.mktemp("tiny")
-    done = convert(TO_MEGATRON, folder, {"megatron_path": str(folder / "megatron")})
+    done = convert(TO_MEGATRON, folder, {"megatron_path": str(folder / "megatron")}, payload_python("train"))
     assert done.status == 0, done.stderr[-3000:]
     assert done.facts["base_model"] == "tiny_llama" and done.facts["dtype"] == "float32"
     assert not list(folder.glob("tiny-llama-*"))  # the model was made in TMPDIR, and is not left there
@@ -71,7 +74,9 @@ def test_tiny_goes_back_to_the_model_that_it_came_from(tiny: Path, tmp_path: Pat
     assert facts["parameters"] == done.facts["parameters"] == 477_056 and facts["chat_template"]
     assert facts["tokenizer_fingerprint"] == checkpoint_megatron.validate(tiny)["tokenizer_fingerprint"]
     alone = tmp_path / "alone"
-    again = convert(TO_HF, alone, {"hf_path": str(alone / "hf")})  # makes its own Megatron checkpoint
+    again = convert(
+        TO_HF, alone, {"hf_path": str(alone / "hf")}, payload_python("train")
+    )  # makes its own Megatron checkpoint
     assert again.status == 0, again.stderr[-3000:]
     one, other = (folder / "hf" / "model.safetensors" for folder in (tmp_path, alone))
     assert one.read_bytes() == other.read_bytes()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 
+import forks
 from interpreters import STEPS, payload_python
 
 
@@ -91,7 +92,7 @@ again = torch.rand(4)
 print(json.dumps([torch.cuda.is_available(), sorted(devices), torch.equal(first, again), x.type(),
                   x.type(torch.float64).dtype is torch.float64, torch.cuda.max_memory_allocated()]))
 """
-    assert json.loads(python(code)) == [False, ["cpu"], True, "torch.cuda.FloatTensor", True, 0]
+    assert json.loads(forks.python("megatron", code)) == [False, ["cpu"], True, "torch.cuda.FloatTensor", True, 0]
 
 
 def test_architecture_whose_layers_need_a_gpu_is_refused_by_name() -> None:
@@ -109,4 +110,4 @@ try:
 except payload.PayloadError as e:
     print(json.dumps([plain, e.name, "HybridModelProvider" in e.message]))
 """
-    assert json.loads(python(code)) == [[True, False], "cpu_unsupported", True]
+    assert json.loads(forks.python("megatron", code)) == [[True, False], "cpu_unsupported", True]

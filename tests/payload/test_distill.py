@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from optimize_run import Run, python
+from optimize_run import Run, python, refusals
 
 from nemotron_dagster.artifacts.types import checkpoint_hf, checkpoint_megatron
 
@@ -48,7 +48,7 @@ def losses(run: Run) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("distill", tmp_path_factory.mktemp("whole")).finish()
+    return Run("distill", tmp_path_factory.mktemp("whole")).finish(cold=True)
 
 
 def test_student_comes_to_predict_what_the_teacher_predicts(whole: Run) -> None:
@@ -144,50 +144,48 @@ print(json.dumps([plan.rate(n) for n in (0, 4, 9, 10, 55, 99)]))
     assert middle == pytest.approx(0.55) and 0.1 < end < 0.102
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name", "part"),
-    [
-        ({TEACHER: None}, "model_missing", f"{TEACHER} is not set"),
-        ({STUDENT: "{}/none"}, "model_missing", "none: no such directory"),
-        (
-            {TEACHER: "{}/one", STUDENT: "{}/two"},
-            "teacher_student_or_tokenizer_mismatch",
-            "'b' is 1 to one and 2 to the other",
-        ),
-        ({"args.output_dir": "{}/one/out", TEACHER: "{}/one"}, "output_dir_overlaps_checkpoint_roots", "overlaps"),
-        ({"args.hf_export_path": "{}/one", STUDENT: "{}/one"}, "output_dir_overlaps_checkpoint_roots", "overlaps"),
-        ({"args.use_mock_data": True}, "mock_data_used_as_quality_signal", "the data would not be read"),
-        ({DATA: None}, "data_missing", "args.use_mock_data is false"),
-        ({DATA: "{}/none"}, "data_missing", "none.idx: no such file"),
-        ({DATA: "{}/blend.json"}, "data_missing", "gone.idx: no such file"),
-        ({DATA: ["much", "shard"]}, "data_invalid", "'much' is no weight"),
-        ({"args.gbs": 12}, "config_invalid", "args.gbs=12: not a multiple of args.mbs=8"),
-        ({"args.lr": "fast"}, "config_invalid", "fast"),
-        ({"args.min_lr": 1.0}, "config_invalid", "args.min_lr=1.0"),
-        ({"args.cp_size": 2}, "config_invalid", "args.cp_size=2"),
-        ({"backend": "script", "args.tp_size": 3}, "world_size_not_divisible", "args.tp_size=3"),
-        ({"backend": "script"}, "script_missing", "nvcr.io/nvidia/nemo:26.04"),
-    ],
-)
-def test_bad_input_is_told_before_anything_is_imported(
-    tmp_path: Path, overrides: dict[str, Any], name: str, part: str
-) -> None:
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({TEACHER: None}, "model_missing", f"{TEACHER} is not set"),
+    ({STUDENT: "{}/none"}, "model_missing", "none: no such directory"),
+    (
+        {TEACHER: "{}/one", STUDENT: "{}/two"},
+        "teacher_student_or_tokenizer_mismatch",
+        "'b' is 1 to one and 2 to the other",
+    ),
+    ({"args.output_dir": "{}/one/out", TEACHER: "{}/one"}, "output_dir_overlaps_checkpoint_roots", "overlaps"),
+    ({"args.hf_export_path": "{}/one", STUDENT: "{}/one"}, "output_dir_overlaps_checkpoint_roots", "overlaps"),
+    ({"args.use_mock_data": True}, "mock_data_used_as_quality_signal", "the data would not be read"),
+    ({DATA: None}, "data_missing", "args.use_mock_data is false"),
+    ({DATA: "{}/none"}, "data_missing", "none.idx: no such file"),
+    ({DATA: "{}/blend.json"}, "data_missing", "gone.idx: no such file"),
+    ({DATA: ["much", "shard"]}, "data_invalid", "'much' is no weight"),
+    ({"args.gbs": 12}, "config_invalid", "args.gbs=12: not a multiple of args.mbs=8"),
+    ({"args.lr": "fast"}, "config_invalid", "fast"),
+    ({"args.min_lr": 1.0}, "config_invalid", "args.min_lr=1.0"),
+    ({"args.cp_size": 2}, "config_invalid", "args.cp_size=2"),
+    ({"backend": "script", "args.tp_size": 3}, "world_size_not_divisible", "args.tp_size=3"),
+    ({"backend": "script"}, "script_missing", "nvcr.io/nvidia/nemo:26.04"),
+]
+
+
+def filled(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {k: v.format(folder) if isinstance(v, str) else v for k, v in overrides.items()}
+
+
+def test_bad_input_is_told_before_anything_is_imported(tmp_path: Path) -> None:
     for folder, words in (("one", {"a": 0, "b": 1}), ("two", {"a": 0, "b": 2})):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text("{}")
         (tmp_path / folder / "model.safetensors").write_text("")
         (tmp_path / folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
     (tmp_path / "blend.json").write_text(json.dumps({"train": ["1.0", "gone"]}))
-    filled = {k: v.format(tmp_path) if isinstance(v, str) else v for k, v in overrides.items()}
-    run = Run("distill", tmp_path / "run", filled)
-    error = run.refused()
-    assert error["name"] == name and part in error["message"], error
-    assert "CPU compatibility" not in run.log() and not run.out.exists()
+    said = refusals("distill", tmp_path / "runs", [filled(o, tmp_path) for o, _, _ in WRONG], cold=True)
+    for n, ((overrides, name, part), told) in enumerate(zip(WRONG, said, strict=True)):
+        assert told.name == name and part in told.message, (overrides, told)
+        assert not told.imported and not (tmp_path / f"runs/{n}/out").exists(), overrides
 
 
 def test_tokens_outside_the_vocabulary_and_sequences_too_long_are_told(tmp_path: Path) -> None:
-    from optimize_run import refusals
-
     shard = tmp_path / "shard"
     code = """
 import sys, numpy as np
@@ -198,5 +196,5 @@ with binidx.Writer(sys.argv[1] + ".bin", sys.argv[1] + ".idx", "int32") as out:
 """
     python(code, shard)
     said = refusals("distill", tmp_path, [{DATA: ["1.0", str(shard)]}, {"args.seq_length": 1024}])
-    assert said[0][0] == "teacher_student_or_tokenizer_mismatch" and "has token 5000" in said[0][1]
-    assert said[1][0] == "config_invalid" and "takes 512 tokens" in said[1][1]
+    assert said[0].name == "teacher_student_or_tokenizer_mismatch" and "has token 5000" in said[0].message
+    assert said[1].name == "config_invalid" and "takes 512 tokens" in said[1].message

@@ -22,7 +22,7 @@ BASE = "checkpoint.pretrained_checkpoint"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("peft", tmp_path_factory.mktemp("whole")).finish()
+    return Run("peft", tmp_path_factory.mktemp("whole")).finish(cold=True)
 
 
 def test_loss_falls_while_only_the_adapter_is_trained(whole: Run) -> None:
@@ -77,5 +77,5 @@ def test_bad_input_is_told_before_the_model_is_built(tmp_path: Path) -> None:
     ]
     said = refusals("peft", tmp_path / "runs", [{TRAIN: str(DATA), **overrides} for overrides, _, _ in wrong])
     for (overrides, name, part), told in zip(wrong, said, strict=True):
-        assert (told["name"], part in told["message"]) == (name, True), (overrides, told)
-    assert "convert/hf_to_megatron" in said[2]["recovery"]
+        assert (told.name, part in told.message) == (name, True), (overrides, told)
+    assert "convert/hf_to_megatron" in said[2].recovery

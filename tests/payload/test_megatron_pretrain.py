@@ -24,7 +24,7 @@ DATA = STEP / "data"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("pretrain", tmp_path_factory.mktemp("whole")).finish()
+    return Run("pretrain", tmp_path_factory.mktemp("whole")).finish(cold=True)
 
 
 def test_loss_falls_and_every_iteration_is_reported(whole: Run) -> None:
@@ -74,7 +74,7 @@ def test_killed_run_goes_on_from_the_last_whole_iteration_and_ends_as_if_undistu
 ) -> None:
     run = Run("pretrain", tmp_path)
     process = run.start()
-    run.until(process, lambda r: r.past(30))
+    run.until(process, lambda r: r.past(25))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert run.tracked() == "20" and (run.out / ".last_whole_iteration").read_text() == "20"
@@ -165,34 +165,41 @@ BASE = "checkpoint.pretrained_checkpoint"
 TWO = {"train": ["1", "a"]}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "files", "name", "part"),
-    [
-        ({PATHS: None}, {}, "missing_blend_json", "dataset.data_paths is not set"),
-        ({PATHS: "{}/none.json"}, {}, "missing_blend_json", "none.json: no such file"),
-        ({PATHS: "{}/b.json"}, {"b.json": "[1,"}, "missing_blend_json", "not readable as JSON"),
-        ({PATHS: "{}/b.json"}, {"b.json": {"train": []}}, "missing_blend_json", "lists no shard in train"),
-        ({PATHS: "{}/b.json"}, {"b.json": TWO}, "missing_blend_json", "a.bin: no such file"),
-        ({PATHS: "{}/b.json"}, {"b.json": TWO, "a.bin": "", "a.idx": ""}, "dataset_empty", "hold no token"),
-        ({PATHS: "{}/b.json"}, {"b.json": TWO, "a.bin": "xxxx", "a.idx": "?"}, "missing_blend_json", "is no index"),
-        ({"checkpoint.load": "{}/none"}, {}, "checkpoint_missing", "no Megatron checkpoint there"),
-        ({BASE: "{}/none"}, {}, "missing_base_checkpoint", "no Megatron checkpoint there"),
-        ({BASE: "{}/out"}, {"out/iter_1/.metadata": "", "out/run_config.yaml": ""}, "base_and_adapter_paths", "within"),
-        ({"hf_model_path": "{}/none"}, {}, "model_missing", "no such directory"),
-        ({"logger.wandb_project": "p"}, {}, "package_missing", "the package wandb is not installed"),
-        ({"train": 3}, {}, "config_invalid", "train=3: must be a mapping"),
-    ],
-)
-def test_bad_input_is_told_before_any_library_is_imported(
-    tmp_path: Path, overrides: dict[str, Any], files: dict[str, Any], name: str, part: str
-) -> None:
-    for file, content in files.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
-    filled = {k: v.replace("{}", str(tmp_path)) if isinstance(v, str) else v for k, v in overrides.items()}
-    error = Run("pretrain", tmp_path, filled).refused()
-    assert error["name"].startswith(name) and part in error["message"] and error["recovery"]
-    assert "Megatron" not in (tmp_path / "log").read_text().replace(error["message"], "").replace(error["recovery"], "")
+Files = dict[str, Any]
+WRONG: list[tuple[dict[str, Any], Files, str, str]] = [
+    ({PATHS: None}, {}, "missing_blend_json", "dataset.data_paths is not set"),
+    ({PATHS: "{}/none.json"}, {}, "missing_blend_json", "none.json: no such file"),
+    ({PATHS: "{}/b.json"}, {"b.json": "[1,"}, "missing_blend_json", "not readable as JSON"),
+    ({PATHS: "{}/b.json"}, {"b.json": {"train": []}}, "missing_blend_json", "lists no shard in train"),
+    ({PATHS: "{}/b.json"}, {"b.json": TWO}, "missing_blend_json", "a.bin: no such file"),
+    ({PATHS: "{}/b.json"}, {"b.json": TWO, "a.bin": "", "a.idx": ""}, "dataset_empty", "hold no token"),
+    ({PATHS: "{}/b.json"}, {"b.json": TWO, "a.bin": "xxxx", "a.idx": "?"}, "missing_blend_json", "is no index"),
+    ({"checkpoint.load": "{}/none"}, {}, "checkpoint_missing", "no Megatron checkpoint there"),
+    ({BASE: "{}/none"}, {}, "missing_base_checkpoint", "no Megatron checkpoint there"),
+    ({BASE: "{}/out"}, {"out/iter_1/.metadata": "", "out/run_config.yaml": ""}, "base_and_adapter_paths", "within"),
+    ({"hf_model_path": "{}/none"}, {}, "model_missing", "no such directory"),
+    ({"logger.wandb_project": "p"}, {}, "package_missing", "the package wandb is not installed"),
+]
+
+
+def test_bad_input_is_told_before_any_library_is_imported(tmp_path: Path) -> None:
+    cases = []
+    for n, (overrides, files, _, _) in enumerate(WRONG):
+        folder = tmp_path / str(n)
+        for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+        cases.append({k: v.replace("{}", str(folder)) if isinstance(v, str) else v for k, v in overrides.items()})
+    for case, (_, _, name, part), told in zip(
+        cases, WRONG, refusals("pretrain", tmp_path, cases, cold=True), strict=True
+    ):
+        assert told.name.startswith(name) and part in told.message, (case, told)
+        assert not told.imported, case
+
+
+def test_refused_run_exits_with_status_3_and_no_traceback(tmp_path: Path) -> None:
+    assert Run("pretrain", tmp_path, {PATHS: None}).refused()["name"] == "missing_blend_json"
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_bad_settings_are_told_before_the_model_is_built(tmp_path: Path) -> None:
@@ -200,6 +207,7 @@ def test_bad_settings_are_told_before_the_model_is_built(tmp_path: Path) -> None
         ({"optimizer.lrr": 1}, "config_unknown_key", "optimizer.lrr: Megatron-Bridge has no such key"),
         ({"trainer.max_steps": 1}, "config_unknown_key", "trainer: Megatron-Bridge has no such key"),
         ({"recipe.seq_len": 1}, "config_unknown_key", "recipe.seq_len: Megatron-Bridge has no such key"),
+        ({"train": 3}, "config_invalid", "train=3: must be a mapping"),
         ({"train.train_iters": "many"}, "config_invalid", "train.train_iters='many': must be a number"),
         ({"dataset.seq_length": 64}, "sequence_length_mismatch", "model.seq_length=128, dataset.seq_length=64"),
         ({"train.global_batch_size": 24}, "bad_parallel_batch_shape", "24 is no multiple of train.micro_batch_size=16"),
@@ -212,9 +220,9 @@ def test_bad_settings_are_told_before_the_model_is_built(tmp_path: Path) -> None
     data = {"dataset.data_paths": str(DATA / "blend.json")}
     said = refusals("pretrain", tmp_path, [{**data, **overrides} for overrides, _, _ in wrong])
     for (overrides, name, part), told in zip(wrong, said, strict=True):
-        assert (told["name"], part in told["message"]) == (name, True), (overrides, told)
-        assert told["recovery"]
-    assert said[0]["recovery"] == "Did you mean optimizer.lr?"
+        assert (told.name, part in told.message) == (name, True), (overrides, told)
+        assert told.recovery
+    assert said[0].recovery == "Did you mean optimizer.lr?"
 
 
 def test_token_outside_the_vocabulary_and_another_tokenizer_are_refused(tmp_path: Path) -> None:

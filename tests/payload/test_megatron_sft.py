@@ -24,7 +24,7 @@ Packs = Callable[..., Path]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("sft", tmp_path_factory.mktemp("whole")).finish()
+    return Run("sft", tmp_path_factory.mktemp("whole")).finish(cold=True)
 
 
 def test_loss_falls_and_what_was_done_is_recorded(whole: Run) -> None:
@@ -153,5 +153,5 @@ def test_bad_input_is_told_before_the_model_is_built(tmp_path: Path, packs: Pack
     ]
     said = refusals("sft", tmp_path / "runs", [{**good, **overrides} for overrides, _, _ in wrong])
     for (overrides, name, part), told in zip(wrong, said, strict=True):
-        assert (told["name"], part in told["message"]) == (name, True), (overrides, told)
-        assert told["recovery"]
+        assert (told.name, part in told.message) == (name, True), (overrides, told)
+        assert told.recovery

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreters import STEPS
+from interpreters import STEPS, payload_python
 from test_convert import BAD_INPUT, convert, work, write
 
 from nemotron_dagster.artifacts.types import checkpoint_hf, checkpoint_lora, checkpoint_megatron
@@ -24,7 +24,7 @@ CONFIG = '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'
 
 
 def test_tiny_leaves_a_whole_model(tmp_path: Path) -> None:
-    done = convert(STEP, tmp_path, {"output_hf_path": str(tmp_path / "hf")})
+    done = convert(STEP, tmp_path, {"output_hf_path": str(tmp_path / "hf")}, payload_python("train"))
     assert done.status == 0, done.stderr[-3000:]
     facts = checkpoint_hf.validate(tmp_path / "hf")
     assert facts["parameters"] == done.facts["parameters"] and facts["chat_template"]

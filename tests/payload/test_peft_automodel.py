@@ -21,7 +21,7 @@ Lora = partial(Run, step="peft/automodel")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Lora(tmp_path_factory.mktemp("whole")).finish()
+    return Lora(tmp_path_factory.mktemp("whole")).finish(cold=True)
 
 
 def test_loss_falls_though_only_the_adapter_is_trained(whole: Run) -> None:

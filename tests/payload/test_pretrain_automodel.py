@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
     before = contents(DATA)
-    run = Pretrain(tmp_path_factory.mktemp("whole")).finish()
+    run = Pretrain(tmp_path_factory.mktemp("whole")).finish(cold=True)
     assert contents(DATA) == before, "the input was written to"
     return run
 

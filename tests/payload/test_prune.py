@@ -25,7 +25,7 @@ print(json.dumps([model.num_parameters(), model.generate(ids, max_new_tokens=5).
 
 
 def test_tiny_meets_its_budget_and_leaves_a_model_that_generates(tmp_path: Path) -> None:
-    run = Run("prune", tmp_path).finish()
+    run = Run("prune", tmp_path).finish(cold=True)
     facts, found = run.facts(), checkpoint_hf.validate(run.out)
     assert facts["parameters"] == found["parameters"] <= 350_000 < facts["parameters_before"]
     assert facts["backend"] == "inprocess" and facts["base_model"] == "untrained tiny_llama"
@@ -167,41 +167,43 @@ def test_dimensions_to_skip_stay(tmp_path: Path) -> None:
     assert shape == {"hidden_size": 128, "num_attention_heads": 4, "num_layers": 2}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name", "part"),
-    [
-        ({MODEL: None}, "model_missing", f"{MODEL} is not set"),
-        ({MODEL: "{}/none"}, "model_missing", "none: no such directory"),
-        ({MODEL: "{}/empty"}, "model_invalid", "has no config.json"),
-        ({SHAPE: {"num_layers": 1}}, "target_and_export_config_both_set", "args.prune_target_params=350000.0"),
-        ({TARGET: None}, "target_missing", "neither"),
-        ({TARGET: "many"}, "config_invalid", "args.prune_target_params='many'"),
-        ({TARGET: None, SHAPE: {"layers": 1}}, "config_invalid", "has the key layers"),
-        ({TARGET: None, SHAPE: {"num_layers": 1.5}}, "config_invalid", "num_layers=1.5"),
-        ({"args.output_hf_path": "{}/empty/below", MODEL: "{}/empty"}, "model_invalid", "config.json"),
-        ({"args.output_hf_path": "{}/torn/below", MODEL: "{}/torn"}, "output_path_overlaps_input", "overlaps"),
-        ({DATA: None}, "calibration_missing", f"{DATA} is not set"),
-        ({DATA: "{}/none.jsonl"}, "dataset_missing", "none.jsonl"),
-        ({DATA: "{}/blank.jsonl"}, "calibration_missing", "no rows"),
-        ({DATA: "{}/bad.jsonl"}, "calibration_invalid", "bad.jsonl, line 1"),
-        ({"args.max_width_pruning": 1}, "config_invalid", "args.max_width_pruning=1"),
-        ({"args.hparams_to_skip": ["width"]}, "config_invalid", "width is none of"),
-        ({"args.ss_divisor": 8}, "config_invalid", "args.ss_divisor=8: backend=inprocess does not know it"),
-        ({"backend": "gpu"}, "config_invalid", "backend=gpu"),
-    ],
-)
-def test_bad_input_is_told_before_pruning(tmp_path: Path, overrides: dict[str, Any], name: str, part: str) -> None:
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({MODEL: None}, "model_missing", f"{MODEL} is not set"),
+    ({MODEL: "{}/none"}, "model_missing", "none: no such directory"),
+    ({MODEL: "{}/empty"}, "model_invalid", "has no config.json"),
+    ({SHAPE: {"num_layers": 1}}, "target_and_export_config_both_set", "args.prune_target_params=350000.0"),
+    ({TARGET: None}, "target_missing", "neither"),
+    ({TARGET: "many"}, "config_invalid", "args.prune_target_params='many'"),
+    ({TARGET: None, SHAPE: {"layers": 1}}, "config_invalid", "has the key layers"),
+    ({TARGET: None, SHAPE: {"num_layers": 1.5}}, "config_invalid", "num_layers=1.5"),
+    ({"args.output_hf_path": "{}/empty/below", MODEL: "{}/empty"}, "model_invalid", "config.json"),
+    ({"args.output_hf_path": "{}/torn/below", MODEL: "{}/torn"}, "output_path_overlaps_input", "overlaps"),
+    ({DATA: None}, "calibration_missing", f"{DATA} is not set"),
+    ({DATA: "{}/none.jsonl"}, "dataset_missing", "none.jsonl"),
+    ({DATA: "{}/blank.jsonl"}, "calibration_missing", "no rows"),
+    ({DATA: "{}/bad.jsonl"}, "calibration_invalid", "bad.jsonl, line 1"),
+    ({"args.max_width_pruning": 1}, "config_invalid", "args.max_width_pruning=1"),
+    ({"args.hparams_to_skip": ["width"]}, "config_invalid", "width is none of"),
+    ({"args.ss_divisor": 8}, "config_invalid", "args.ss_divisor=8: backend=inprocess does not know it"),
+    ({"backend": "gpu"}, "config_invalid", "backend=gpu"),
+]
+
+
+def filled(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {k: v.format(folder) if isinstance(v, str) else v for k, v in overrides.items()}
+
+
+def test_bad_input_is_told_before_pruning(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "torn/model.safetensors").write_text("torn")
     (tmp_path / "blank.jsonl").write_text("\n")
     (tmp_path / "bad.jsonl").write_text('{"messages": []}\n')
-    filled = {k: v.format(tmp_path) if isinstance(v, str) else v for k, v in overrides.items()}
-    run = Run("prune", tmp_path / "run", filled)
-    error = run.refused()
-    assert error["name"] == name and part in error["message"], error
-    assert not list(run.out.glob("*.safetensors"))
+    said = refusals("prune", tmp_path / "runs", [filled(o, tmp_path) for o, _, _ in WRONG], cold=True)
+    for n, ((overrides, name, part), told) in enumerate(zip(WRONG, said, strict=True)):
+        assert told.name == name and part in told.message, (overrides, told)
+        assert not list((tmp_path / f"runs/{n}").rglob("*.safetensors")), overrides
 
 
 def test_targets_that_the_model_cannot_meet_are_told(tmp_path: Path) -> None:
@@ -217,5 +219,5 @@ def test_targets_that_the_model_cannot_meet_are_told(tmp_path: Path) -> None:
         ({MODEL: str(torn)}, "model_invalid", "torn"),
     ]
     said = refusals("prune", tmp_path, [case for case, _, _ in cases])
-    for (_, name, part), (error, message) in zip(cases, said, strict=True):
-        assert error == name and part in message, message
+    for (_, name, part), told in zip(cases, said, strict=True):
+        assert told.name == name and part in told.message, told

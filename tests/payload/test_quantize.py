@@ -66,7 +66,7 @@ def test_quantized_model_is_nearly_the_model_in_both_formats(
 
 
 def test_tiny_runs_as_it_is_and_says_that_it_proves_nothing(tmp_path: Path) -> None:
-    run = Run("quantize", tmp_path).finish()
+    run = Run("quantize", tmp_path).finish(cold=True)
     facts = run.facts()
     assert facts["base_model"] == "untrained tiny_llama" and not facts["quality_can_be_judged"]
     assert facts["calibration_rows"] == 160 and len(facts["tokenizer_sha256"]) == 64
@@ -83,34 +83,34 @@ def test_four_bit_integers_are_unpacked_to_what_was_emulated(tmp_path: Path, rec
     assert facts["stored_logits_relative_error"] < 0.3 and facts["parameters"] == 477_056
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name", "part"),
-    [
-        ({MODEL: None}, "model_missing", f"{MODEL} is not set"),
-        ({MODEL: "{}/none"}, "model_missing", "none: no such directory"),
-        ({RECIPE: "fp2"}, "unsupported_quant_recipe", f"{RECIPE}=fp2"),
-        ({"args.megatron_save_path": "{}/model/below", MODEL: "{}/model"}, "source_checkpoint_overwritten", "overlaps"),
-        ({"args.megatron_save_path": "{}", MODEL: "{}/model"}, "source_checkpoint_overwritten", "overlaps"),
-        ({DATA: None}, "calibration_missing", f"{DATA} is not set"),
-        ({DATA: "{}/none.jsonl"}, "dataset_missing", "none.jsonl"),
-        ({"args.calib_size": 0}, "config_invalid", "calib_size=0"),
-        ({"args.tp": 2}, "config_invalid", "args.tp=2"),
-        ({"args.compress": True}, "config_invalid", "args.compress=True"),
-        ({"backend": "script", "args.tp": 3}, "world_size_not_divisible", "args.tp=3 * args.pp=1 = 3"),
-        ({"backend": "script"}, "script_missing", "nvcr.io/nvidia/nemo:26.04"),
-    ],
-)
-def test_bad_input_is_told_before_anything_is_imported(
-    tmp_path: Path, overrides: dict[str, Any], name: str, part: str
-) -> None:
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({MODEL: None}, "model_missing", f"{MODEL} is not set"),
+    ({MODEL: "{}/none"}, "model_missing", "none: no such directory"),
+    ({RECIPE: "fp2"}, "unsupported_quant_recipe", f"{RECIPE}=fp2"),
+    ({"args.megatron_save_path": "{}/model/below", MODEL: "{}/model"}, "source_checkpoint_overwritten", "overlaps"),
+    ({"args.megatron_save_path": "{}", MODEL: "{}/model"}, "source_checkpoint_overwritten", "overlaps"),
+    ({DATA: None}, "calibration_missing", f"{DATA} is not set"),
+    ({DATA: "{}/none.jsonl"}, "dataset_missing", "none.jsonl"),
+    ({"args.calib_size": 0}, "config_invalid", "calib_size=0"),
+    ({"args.tp": 2}, "config_invalid", "args.tp=2"),
+    ({"args.compress": True}, "config_invalid", "args.compress=True"),
+    ({"backend": "script", "args.tp": 3}, "world_size_not_divisible", "args.tp=3 * args.pp=1 = 3"),
+    ({"backend": "script"}, "script_missing", "nvcr.io/nvidia/nemo:26.04"),
+]
+
+
+def filled(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {k: v.format(folder) if isinstance(v, str) else v for k, v in overrides.items()}
+
+
+def test_bad_input_is_told_before_anything_is_imported(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     (tmp_path / "model/model.safetensors").write_text("torn")
-    filled = {k: v.format(tmp_path) if isinstance(v, str) else v for k, v in overrides.items()}
-    run = Run("quantize", tmp_path / "run", filled)
-    error = run.refused()
-    assert error["name"] == name and part in error["message"], error
-    assert "CPU compatibility" not in run.log() and not run.out.exists()
+    said = refusals("quantize", tmp_path / "runs", [filled(o, tmp_path) for o, _, _ in WRONG], cold=True)
+    for n, ((overrides, name, part), told) in enumerate(zip(WRONG, said, strict=True)):
+        assert told.name == name and part in told.message, (overrides, told)
+        assert not told.imported and not (tmp_path / f"runs/{n}/out").exists(), overrides
 
 
 def test_recipes_that_the_model_or_the_machine_cannot_take_are_told(tmp_path: Path) -> None:
@@ -122,5 +122,5 @@ def test_recipes_that_the_model_or_the_machine_cannot_take_are_told(tmp_path: Pa
         ({RECIPE: "int4_awq", MODEL: str(narrow)}, "unsupported_quant_recipe", "is 64 x 64"),
     ]
     said = refusals("quantize", tmp_path, [case for case, _, _ in cases])
-    for (_, name, part), (error, message) in zip(cases, said, strict=True):
-        assert error == name and part in message, message
+    for (_, name, part), told in zip(cases, said, strict=True):
+        assert told.name == name and part in told.message, told

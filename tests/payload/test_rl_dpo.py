@@ -20,7 +20,7 @@ TRAIN, VALIDATION, MODEL = "data.train.data_path", "data.validation.data_path", 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("dpo", tmp_path_factory.mktemp("dpo")).finish()
+    return Run("dpo", tmp_path_factory.mktemp("dpo")).finish(cold=True)
 
 
 def test_margin_rises_and_loss_falls(whole: Run) -> None:

@@ -58,7 +58,7 @@ def test_own_pairs_reach_nemo_rl_by_the_command_of_its_image(
     out = prepared(tmp_path, data_python, STEPS / "data_prep" / "rl_prep" / "data" / "pairs.jsonl")
     manifest = json.loads((out / "manifest.json").read_text())
     run = NemoRun("dpo", tmp_path / "run", image, policy, {TRAIN: str(out), VALIDATION: str(out)})
-    assert run.start(None, "dpo.seed=7").wait(timeout=600) == 0, run.log[-3000:]
+    assert run.start("dpo.seed=7").wait(timeout=600) == 0, run.log[-3000:]
     seen = run.seen()
     script, config = str(image / "examples" / "run_dpo.py"), str(run.out / "nemo_rl.yaml")
     assert seen["argv"] == [script, "--config", config, "dpo.seed=7"] and seen["cwd"] == str(image)

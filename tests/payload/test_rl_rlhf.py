@@ -31,7 +31,7 @@ SMALL = {"grpo.num_prompts_per_step": 2, "grpo.num_generations_per_prompt": 3, "
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("rlhf", tmp_path_factory.mktemp("rlhf")).finish()
+    return Run("rlhf", tmp_path_factory.mktemp("rlhf")).finish(cold=True)
 
 
 def test_the_judges_scores_rise(whole: Run) -> None:
@@ -138,7 +138,7 @@ def test_slow_judge_is_given_up_after_its_retries() -> None:
     assert len(seen.bodies) == 3
 
 
-def test_endpoint_of_ones_own_judges_rows_of_rl_prep_and_unreadable_replies_are_counted(
+def test_endpoint_of_ones_own_judges_rows_of_rl_prep_and_where_it_goes_away_a_rerun_continues(
     whole: Run, tmp_path: Path, data_python: str
 ) -> None:
     source = shutil.copytree(ROOT / "rlhf" / "data", tmp_path / "source", ignore=shutil.ignore_patterns("*.json"))
@@ -152,27 +152,22 @@ def test_endpoint_of_ones_own_judges_rows_of_rl_prep_and_unreadable_replies_are_
             return 200, "I cannot decide."
         return 200, json.dumps({f"score_{i}": 5 if turns[f"response_{i}"].isupper() else 1 for i in (1, 2)})
 
+    where = {"env.judge.model": "mine", "env.judge.api_key_env": "A_JUDGES_KEY", "env.judge.max_retries": 1}
+    given = {MODEL: str(whole.out / "base"), MANIFEST: str(prompts / "manifest.json"), **SHORT, **SMALL, **where}
+    key = {"A_JUDGES_KEY": "swordfish"}
+    with stand_in_judge(lambda n, body: reply(n, body) if n <= 6 else (500, "gone")) as first:
+        run = Run("rlhf", tmp_path / "run", {**given, "env.judge.base_url": first.url})
+        assert run.refused(**key)["name"] == "genrm_server_not_ready"
+    told = (run.folder / "messages.jsonl").read_text()
     with stand_in_judge(reply) as seen:
-        where = {"env.judge.base_url": seen.url, "env.judge.model": "mine", "env.judge.api_key_env": "A_JUDGES_KEY"}
-        given = {MODEL: str(whole.out / "base"), MANIFEST: str(prompts / "manifest.json")}
-        run = Run("rlhf", tmp_path / "run", {**SHORT, **SMALL, **where, **given}).finish(A_JUDGES_KEY="swordfish")
+        Run("rlhf", tmp_path / "run", {**given, "env.judge.base_url": seen.url}).finish(**key)
     facts = run.facts()
     assert facts["judge"] == "mine" and "judge_warm_start" not in facts and facts["rows"] == said["rows"]["train"]
+    assert facts["resumed_from"] == 1 and sorted(run.metrics("reward")) == [1, 2]
     assert set(seen.keys) == {"Bearer swordfish"} and {b["model"] for b in seen.bodies} == {"mine"}
-    assert len(seen.bodies) == 12 and {b["max_tokens"] for b in seen.bodies} == {40}
-    assert sum(run.metrics("judge_unparseable").values()) == pytest.approx(3 / 6)
-    assert "swordfish" not in run.log + (run.folder / "messages.jsonl").read_text()
-
-
-def test_judge_that_goes_away_stops_the_run_which_then_continues(whole: Run, tmp_path: Path) -> None:
-    fine = json.dumps({"score_1": 4, "score_2": 2})
-    base = {**SHORT, **SMALL, MODEL: str(whole.out / "base"), "env.judge.model": "mine", "env.judge.max_retries": 1}
-    with stand_in_judge(lambda n, body: (200, fine) if n <= 6 else (500, "gone")) as seen:
-        run = Run("rlhf", tmp_path, {**base, "env.judge.base_url": seen.url})
-        assert run.refused()["name"] == "genrm_server_not_ready"
-    with stand_in_judge(lambda n, body: (200, fine)) as seen:
-        Run("rlhf", tmp_path, {**base, "env.judge.base_url": seen.url}).finish()
-    assert run.facts()["resumed_from"] == 1 and sorted(run.metrics("reward")) == [1, 2]
+    assert len(seen.bodies) == 6 and {b["max_tokens"] for b in seen.bodies} == {40}
+    assert run.metrics("judge_unparseable") == pytest.approx({1: 1 / 6, 2: 1 / 6})
+    assert "swordfish" not in run.log + told + (run.folder / "messages.jsonl").read_text()
 
 
 def test_judge_that_never_gives_a_verdict_stops_the_run(whole: Run, tmp_path: Path) -> None:

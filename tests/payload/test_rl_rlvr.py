@@ -23,7 +23,7 @@ HELD_OUT = [5, 13, 21, 29, 37, 45]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run("rlvr", tmp_path_factory.mktemp("rlvr")).finish()
+    return Run("rlvr", tmp_path_factory.mktemp("rlvr")).finish(cold=True)
 
 
 def test_reward_rises(whole: Run) -> None:

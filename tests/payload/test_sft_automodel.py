@@ -22,7 +22,7 @@ TINY = STEP / "config" / "tiny.yaml"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny config, run once from start to end."""
-    return Run(tmp_path_factory.mktemp("whole")).finish()
+    return Run(tmp_path_factory.mktemp("whole")).finish(cold=True)
 
 
 def test_loss_falls_and_every_step_is_reported(whole: Run) -> None:
