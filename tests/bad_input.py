@@ -442,7 +442,7 @@ def command_cases() -> Iterable[Case]:
     ]:
         yield Case(f"step_{name}_show", ("steps", "show", step), USAGE, tuple(says))
         yield Case(f"step_{name}_run", ("steps", "run", step, "-d"), USAGE, tuple(says))
-    yield Case("step_planned", ("steps", "run", "peft/automodel"), NOT_BUILT, ("not built", "steps show"))
+    yield Case("step_planned", ("steps", "run", "sdg/data_designer"), NOT_BUILT, ("not built", "steps show"))
 
 
 def cases() -> list[Case]:

@@ -92,7 +92,7 @@ def test_nothing_of_a_detached_run_is_executed_by_dagster(nemotron: Run, batch: 
         (["rows", "-b", "lap", "nosuch=1"], 3),
         (["rows", "-b", "lap", "run.env.gpus_per_node=512"], 5),
         (["count", "-b", "lap", "data=/no/such.jsonl"], 8),
-        (["dpo", "-b", "lap"], 9),
+        (["data_designer", "-b", "lap"], 9),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_submitted(

@@ -102,7 +102,7 @@ def test_the_picture_of_the_lineage(visit: Visit) -> None:
 
 
 def test_a_planned_step_says_so(visit: Visit) -> None:
-    page = visit.open("/assets/optimize/modelopt/prune")
+    page = visit.open("/assets/sdg/data_designer")
     page.get_by_text("The payload of this step is not built yet").first.wait_for()
     assert page.get_by_text("not built yet").count() == 1
     visit.shot("planned")
