@@ -137,12 +137,14 @@ def _spec(options: SftOptions, tokenizer: TokenizerFiles, template: ChatTemplate
 
 
 def _pad_id(tokenizer: TokenizerFiles) -> int:
-    """The padding token; no loss counts there, so any token would do."""
+    """The end token: Megatron-Bridge takes those at the end of a sequence for padding, and no others."""
+    if tokenizer.eos is not None:
+        return tokenizer.eos
     data = json.loads(Path(tokenizer.file).read_text(encoding="utf-8"))
     named = tokenizer.config.get("pad_token")
     name = named.get("content") if isinstance(named, Mapping) else named
     ids = {t["content"]: t["id"] for t in data.get("added_tokens") or ()}
-    return int(ids.get(name, tokenizer.eos if tokenizer.eos is not None else 0))
+    return int(ids.get(name, 0))
 
 
 def _fingerprint(template: ChatTemplate, tokenizer: TokenizerFiles) -> str:
@@ -210,9 +212,13 @@ def _nothing_packed(dataset: DatasetRun) -> payload.PayloadError:
     totals = outcome.totals(list(dataset.receipts.values()))
     rejected = outcome.rejected([dataset])
     name = f"dataset {dataset.dataset.name!r}"
+    if not rejected and not totals.get("rows"):
+        return payload.PayloadError(
+            "empty_input", f"{name}: {dataset.dataset.path} holds no row", "Give files with rows."
+        )
     if not rejected:
         lost = totals.get("untrained") or totals.get("over_long", 0)
-        message = f"{name}: of {totals.get('rows', 0)} rows no sequence is left; {lost} were too long to hold an answer"
+        message = f"{name}: of {totals['rows']} rows no sequence is left; {lost} were too long to hold an answer"
         return payload.PayloadError("empty_output", message, "Raise pack_size or max_doc_tokens, or give other rows.")
     counts = ", ".join(f"{reason} {about['rows']}" for reason, about in rejected.items())
     reason, most = max(rejected.items(), key=lambda item: int(item[1]["rows"]))
