@@ -19,7 +19,12 @@ from _runtime.data_prep.sft_shard import pack_shard
 from _runtime.data_prep.tokenizers_ import TokenizerFiles, find_tokenizer
 
 REPORT = "packing.json"
-_OF_THE_RUN = ("seconds", "made_tokens", "tokens_per_second")  # the report is the same for the same work
+_OF_THE_RUN = (
+    "seconds",
+    "made_tokens",
+    "rows_per_second",
+    "tokens_per_second",
+)  # the report is the same for the same work
 FORMAT = "packed_sft_parquet/1"  # raised when the same rows and settings would give other bytes
 
 
@@ -66,6 +71,7 @@ def prepare(options: SftOptions, argv: Sequence[str] | None = None) -> None:
         "duplicates_across_splits": outcome.leaks(assigned),
         "seconds": round(progress.seconds, 2),
         "made_tokens": progress.tokens,
+        "rows_per_second": round(progress.rows / max(progress.seconds, 1e-3)),
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-3)),
     }
     report = {k: v for k, v in facts.items() if k not in _OF_THE_RUN}
