@@ -151,7 +151,7 @@ def rl(folder: Path, given: argparse.Namespace) -> None:
         "with open(sys.argv[1], 'rb') as rows, open(sys.argv[2], 'wb') as out:\n"
         "    for line in rows:\n"
         "        row = orjson.loads(line)\n"
-        "        xxhash.xxh3_64_intdigest(row['prompt'])\n"
+        "        xxhash.xxh3_64_intdigest(row['prompt'].encode())\n"
         "        out.write(orjson.dumps(row) + b'\\n')\n"
         "print(time.perf_counter() - t, time.process_time() - c)\n"
     )

@@ -18,6 +18,7 @@ from nemotron_dagster.artifacts.registry import artifact_type
 
 REPORT = "report"
 _REPORTED = ("rows_in", "steps", "final_loss")
+_RATES = ("rows_per_second", "tokens_per_second")  # nothing, of a run that found all its work done
 
 
 def draw(
@@ -75,6 +76,7 @@ def headline(type_name: str, facts: Mapping[str, Any], reported: Mapping[str, An
     for key in _REPORTED:
         if isinstance(reported.get(key), int | float | str):
             out.setdefault(key, reported[key])
+    out.update({key: reported[key] for key in _RATES if isinstance(reported.get(key), int | float) and reported[key]})
     return out
 
 

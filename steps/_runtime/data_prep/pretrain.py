@@ -148,5 +148,6 @@ def _report(
         blend={split: [asdict(x) for x in entries] for split, entries in spec.blend.splits.items()},
         seconds=round(seconds, 3),
         made_tokens=progress.tokens,
+        rows_per_second=round(progress.rows / seconds) if seconds else 0,
         tokens_per_second=round(progress.tokens / seconds) if seconds else 0,
     )

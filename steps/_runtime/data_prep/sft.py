@@ -19,7 +19,12 @@ from _runtime.data_prep.sft_shard import pack_shard
 from _runtime.data_prep.tokenizers_ import TokenizerFiles, find_tokenizer
 
 REPORT = "packing.json"
-_OF_THE_RUN = ("seconds", "made_tokens", "tokens_per_second")  # the report is the same for the same work
+_OF_THE_RUN = (
+    "seconds",
+    "made_tokens",
+    "rows_per_second",
+    "tokens_per_second",
+)  # the report is the same for the same work
 FORMAT = "packed_sft_parquet/1"  # raised when the same rows and settings would give other bytes
 
 
@@ -66,6 +71,7 @@ def prepare(options: SftOptions, argv: Sequence[str] | None = None) -> None:
         "duplicates_across_splits": outcome.leaks(assigned),
         "seconds": round(progress.seconds, 2),
         "made_tokens": progress.tokens,
+        "rows_per_second": round(progress.rows / max(progress.seconds, 1e-3)),
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-3)),
     }
     report = {k: v for k, v in facts.items() if k not in _OF_THE_RUN}
@@ -137,12 +143,14 @@ def _spec(options: SftOptions, tokenizer: TokenizerFiles, template: ChatTemplate
 
 
 def _pad_id(tokenizer: TokenizerFiles) -> int:
-    """The padding token; no loss counts there, so any token would do."""
+    """The end token: Megatron-Bridge takes those at the end of a sequence for padding, and no others."""
+    if tokenizer.eos is not None:
+        return tokenizer.eos
     data = json.loads(Path(tokenizer.file).read_text(encoding="utf-8"))
     named = tokenizer.config.get("pad_token")
     name = named.get("content") if isinstance(named, Mapping) else named
     ids = {t["content"]: t["id"] for t in data.get("added_tokens") or ()}
-    return int(ids.get(name, tokenizer.eos if tokenizer.eos is not None else 0))
+    return int(ids.get(name, 0))
 
 
 def _fingerprint(template: ChatTemplate, tokenizer: TokenizerFiles) -> str:
@@ -210,9 +218,13 @@ def _nothing_packed(dataset: DatasetRun) -> payload.PayloadError:
     totals = outcome.totals(list(dataset.receipts.values()))
     rejected = outcome.rejected([dataset])
     name = f"dataset {dataset.dataset.name!r}"
+    if not rejected and not totals.get("rows"):
+        return payload.PayloadError(
+            "empty_input", f"{name}: {dataset.dataset.path} holds no row", "Give files with rows."
+        )
     if not rejected:
         lost = totals.get("untrained") or totals.get("over_long", 0)
-        message = f"{name}: of {totals.get('rows', 0)} rows no sequence is left; {lost} were too long to hold an answer"
+        message = f"{name}: of {totals['rows']} rows no sequence is left; {lost} were too long to hold an answer"
         return payload.PayloadError("empty_output", message, "Raise pack_size or max_doc_tokens, or give other rows.")
     counts = ", ".join(f"{reason} {about['rows']}" for reason, about in rejected.items())
     reason, most = max(rejected.items(), key=lambda item: int(item[1]["rows"]))
