@@ -8,13 +8,17 @@ to. See forks.py.
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import gc
 import importlib
 import json
 import os
 import runpy
 import sys
 import tempfile
+import threading
+import traceback
 import types
 from typing import Any
 
@@ -49,7 +53,7 @@ def prepare(library: str) -> None:
 
 
 def become(task: dict[str, Any]) -> None:
-    """Be the program: its environment, its arguments, its output."""
+    """Be the program: its environment, its arguments, its output, its exit status."""
     for number, path in ((0, os.devnull), (1, task["out"]), (2, task["err"])):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, number)
@@ -60,12 +64,26 @@ def become(task: dict[str, Any]) -> None:
     os.chdir(task["cwd"])
     sys.argv = list(task["argv"])
     sys.path[0] = os.path.dirname(sys.argv[0])
-    if task["code"] is None:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        return
-    module = sys.modules["__main__"] = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = builtins
-    exec(compile(task["code"], "<string>", "exec"), module.__dict__)
+    status: Any = 0
+    try:
+        if task["code"] is None:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            module = sys.modules["__main__"] = types.ModuleType("__main__")
+            module.__dict__["__builtins__"] = builtins
+            exec(compile(task["code"], "<string>", "exec"), module.__dict__)
+    except SystemExit as e:
+        status = e.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter does at its end,
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))  # without taking its modules apart
 
 
 def main(library: str) -> dict[str, Any] | None:
@@ -73,6 +91,7 @@ def main(library: str) -> dict[str, Any] | None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     prepare(library)
+    gc.freeze()  # what a fork's collector does not look at stays shared
     print("ready", file=answers)
     while line := sys.stdin.readline():
         task: dict[str, Any] = json.loads(line)
