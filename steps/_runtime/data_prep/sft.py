@@ -19,12 +19,13 @@ from _runtime.data_prep.sft_shard import pack_shard
 from _runtime.data_prep.tokenizers_ import TokenizerFiles, find_tokenizer
 
 REPORT = "packing.json"
+#: Left out of the report, which is the same for the same work.
 _OF_THE_RUN = (
     "seconds",
     "made_tokens",
     "rows_per_second",
     "tokens_per_second",
-)  # the report is the same for the same work
+)
 FORMAT = "packed_sft_parquet/1"  # raised when the same rows and settings would give other bytes
 
 
