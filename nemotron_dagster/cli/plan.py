@@ -18,6 +18,7 @@ from nemotron_dagster.catalog import load_catalog
 from nemotron_dagster.cli.run import Wanted, compiled, refuse_planned, upstream
 from nemotron_dagster.config.compile import JobSpec, bind_output
 from nemotron_dagster.errors import JobFailed, UsageError
+from nemotron_dagster.jobs.causes import tail_of
 from nemotron_dagster.jobs.messages import read_messages
 from nemotron_dagster.jobs.submission import here, interpreter, submission
 from nemotron_dagster.project import Project, find_project
@@ -79,7 +80,8 @@ def _ask(project: Project, spec: JobSpec) -> dict[str, Any]:
             raise JobFailed(f"{spec.step.id}: {message['message']}\n{message['recovery']}".strip())
         if message["type"] == "result" and isinstance(message["facts"].get("plan"), dict):
             return dict(message["facts"]["plan"])
-    raise JobFailed(f"{spec.step.id}: no plan (exit code {done.returncode}).\n{(done.stdout + done.stderr)[-2000:]}")
+    tail = tail_of((done.stdout + done.stderr).encode())  # without secrets
+    raise JobFailed(f"{spec.step.id}: no plan (exit code {done.returncode}).\n{tail}")
 
 
 def _print(plan: Mapping[str, Any]) -> None:
