@@ -10,7 +10,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 endif
 BIN := .venv/bin
 EXAMPLE := examples/teach_a_skill
-WORKERS ?= 2
+WORKERS ?= 3
 
 help:
 	@echo 'make demo    install, then data -> curation -> fine-tuning -> evaluation on this machine'
