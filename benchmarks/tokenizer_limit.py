@@ -1,7 +1,7 @@
 """The tokenizer alone, and Megatron's way of preprocessing, for benchmarks/data_prep.py; run in a payload environment.
 
     python tokenizer_limit.py make FOLDER MEGABYTES     a corpus of words with Zipf's frequencies, a BPE tokenizer of it
-    python tokenizer_limit.py limit FOLDER              encode every text that is in memory already, one thread
+    python tokenizer_limit.py limit FOLDER PROCESSES    encode every text that is in memory already, one thread each
     python tokenizer_limit.py megatron FOLDER WORKERS   a pool that parses and encodes line by line, one that writes
 
 The last one is what megatron-core's preprocess_data tool does, with its builder, in the environment ``train``. Prints
@@ -65,9 +65,21 @@ def make(folder: Path, megabytes: int) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
 
 
-def limit(folder: Path) -> int:
+def part(first: int, every: int) -> int:
+    """Tokens of each ``every``-th batch of the texts from ``first`` on."""
     tokenizer, texts = _state["tokenizer"], _state["texts"]
-    return sum(len(e) for i in range(0, len(texts), 256) for e in tokenizer.encode_batch_fast(texts[i : i + 256]))
+    starts = range(256 * first, len(texts), 256 * every)
+    return sum(len(e) for i in starts for e in tokenizer.encode_batch_fast(texts[i : i + 256]))
+
+
+def limit(processes: int) -> int:
+    if processes == 1:
+        return part(0, 1)
+    with multiprocessing.get_context("fork").Pool(processes) as pool:  # which have tokenizer and texts in memory, too
+        tokens = sum(pool.starmap(part, [(i, processes) for i in range(processes)]))
+        pool.close()
+        pool.join()
+    return tokens
 
 
 def begin(file: str) -> None:
@@ -114,7 +126,7 @@ def main() -> None:
         _state["texts"] = [json.loads(line)["text"] for line in (folder / "text.jsonl").open()]
     used = sum(os.times()[:4])
     _state["started"] = time.perf_counter()
-    tokens = limit(folder) if command == "limit" else megatron(folder, int(sys.argv[3]))
+    tokens = limit(int(sys.argv[3])) if command == "limit" else megatron(folder, int(sys.argv[3]))
     print(tokens, time.perf_counter() - _state["started"], sum(os.times()[:4]) - used)
 
 
