@@ -48,7 +48,7 @@ def estimate(datasets: Sequence[DatasetRun], work: shards.Work, seconds: float =
             "bytes": total,
             "rows": round(trial.rows * scale),
             "tokens": round(trial.tokens * scale),
-            "core_hours": round(trial.seconds * scale / 3600, 6),
+            "core_hours": _short(trial.seconds * scale / 3600),
             "rows_per_second": round(trial.rows / trial.seconds),
             "tokens_per_second": round(trial.tokens / trial.seconds),
         }
@@ -56,8 +56,13 @@ def estimate(datasets: Sequence[DatasetRun], work: shards.Work, seconds: float =
     sums = {
         key: sum(f[key] for f in found.values()) for key in ("files", "shards", "bytes", "rows", "tokens", "core_hours")
     }
-    hours = round(sums["core_hours"] / cores, 6)
+    hours = _short(sums["core_hours"] / cores)
     return {**sums, "shards_done": done, "cores": cores, "hours": hours, "datasets": found}
+
+
+def _short(hours: float) -> float:
+    """Four significant digits: a few rows take millionths of an hour."""
+    return float(f"{hours:.4g}")
 
 
 @dataclass
