@@ -104,7 +104,7 @@ def test_nodes_preemption_and_outages_of_the_daemons(own: Path) -> None:
 def test_the_cluster_of_a_test_run_that_was_killed_is_stopped(own: Path) -> None:
     suite = own / "test_it.py"
     suite.write_text(
-        "def test_it(slurm):\n    print('up', slurm.root, flush=True)\n    __import__('time').sleep(600)\n"
+        "def test_it(slurm):\n    print('\\nup', slurm.root, flush=True)\n    __import__('time').sleep(600)\n"
     )
     (own / "conftest.py").write_text("from slurm_fixtures import *\n")
     here = Path(__file__).parent
