@@ -182,9 +182,10 @@ def _remove(final: UPath, chosen: Callable[[str], bool]) -> None:
     """Remove files below ``final``; what cannot be removed now, `nemotron artifacts gc` finds."""
     prefix = final.path.rstrip("/") + "/"
     with suppress(*failures()):
-        names = [n for n in final.fs.find(final.path) if chosen(n.removeprefix(prefix))]
-        if names:
-            final.fs.rm(names)
+        for _ in range(_BUSY):
+            names = [n for n in final.fs.find(final.path) if chosen(n.removeprefix(prefix))]
+            with suppress(FileNotFoundError):  # another publisher removes the same files: the rest is still there
+                return final.fs.rm(names) if names else None
 
 
 def remove(directory: UPath) -> None:

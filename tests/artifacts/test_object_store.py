@@ -128,6 +128,7 @@ def test_a_manifest_is_put_once_and_a_pointer_only_over_what_was_read(root) -> N
     assert not objects.swap(root / "x" / "artifact.json", "", b"fifth")
 
 
+@pytest.mark.parametrize("root", ["s3"], indirect=True)  # fsspec's memory has no conditional write
 def test_of_concurrent_publishers_of_one_key_one_wins_and_the_other_says_so(root, tmp_path: Path) -> None:
     results: list[object] = []
     barrier = threading.Barrier(4)
@@ -148,12 +149,31 @@ def test_of_concurrent_publishers_of_one_key_one_wins_and_the_other_says_so(root
     for t in threads:
         t.join()
     won = [r for r in results if not isinstance(r, ArtifactError)]
-    if "s3" in str(root):
-        assert len(won) == 1 and sum("another process published it" in str(r) for r in results) == 3
+    assert len(won) == 1 and sum("another process published it" in str(r) for r in results) == 3
     ref = read(root / "demo/a/one")
     assert tally(localized(ref).parent)[1] == ref.manifest.content
     names = root.fs.find((root / "demo/a/one").path)
     assert len({n.split("/data-")[1][:16] for n in names if "/data-" in n}) == 1, "losers leave nothing behind"
+
+
+def test_a_loser_removes_all_it_uploaded_though_the_winner_removes_it_too(root, monkeypatch) -> None:
+    publish(*staged(root, "one", "winner", digest="1"))
+    place_, manifest = staged(root, "one", "loser", digest="2")
+    real, removed = root.fs.rm, []
+
+    def rm(names: list[str], **how: object) -> None:
+        if not removed:  # the winner was quicker with the first of them
+            removed.append(names[0])
+            real(names[:1])
+            root.fs.invalidate_cache()
+            raise FileNotFoundError(names[0])
+        real(names, **how)
+
+    monkeypatch.setattr(root.fs, "rm", rm)
+    with pytest.raises(ArtifactError, match="another process published it"):
+        objects.publish(place_.output, place_.staging / "journal", place_.final, manifest)
+    names = root.fs.find((root / "demo/a/one").path)
+    assert removed and len({n.split("/data-")[1][:16] for n in names if "/data-" in n}) == 1
 
 
 def test_generations_of_a_pointer_count_every_switch(root) -> None:

@@ -26,11 +26,12 @@ from ticks import Ticks, tag_of
 __all__ = ["ticks"]  # the fixture
 
 _RUNS, _KILLS = 6, 15
+_QUIET = 20.0  # seconds without a worker, after which none will come
 _SETTINGS = """\
 telemetry: {enabled: false}
 nux: {enabled: false}
 run_retries: {enabled: true, max_retries: 10}
-run_monitoring: {enabled: true, poll_interval_seconds: 2, start_timeout_seconds: 60}
+run_monitoring: {enabled: true, poll_interval_seconds: 2, start_timeout_seconds: 120}
 concurrency: {runs: {max_concurrent_runs: 3}}
 """
 _LAUNCH = """mutation($p: ExecutionParams!) {launchPipelineExecution(executionParams: $p) {
@@ -130,10 +131,35 @@ def _launch(url: str, tag: str) -> None:
     assert told.get("data", {}).get("launchPipelineExecution", {}).get("__typename") == "LaunchRunSuccess", told
 
 
-def _over(ticks: Ticks) -> bool:
-    """Whether no run goes on; Dagster may still retry one."""
+def _open(ticks: Ticks) -> list[str]:
+    """The states of the runs that have not ended; Dagster may still retry one that has."""
     with instance(ticks.root) as found:
-        return all(r.is_finished for r in found.get_runs())
+        return sorted(r.status.value for r in found.get_runs() if not r.is_finished)
+
+
+def _idle(ticks: Ticks, daemon: Daemon) -> bool:
+    """Whether nobody works on a run, and none waits to begin.
+
+    Dagster's code server ends the run of a worker that has died; where SQLite was busy in that moment it may not, and
+    such a run says STARTED for ever. Its job is followed all the same, which is what is tested here.
+    """
+    return not set(_open(ticks)) - {"STARTED", "CANCELING"} and not daemon.workers()
+
+
+def _settle(ticks: Ticks, daemon: Daemon) -> None:
+    """Wait until every run has ended, or nobody has worked on one for a while."""
+    busy = time.monotonic()
+
+    def settled() -> bool:
+        nonlocal busy
+        if not _idle(ticks, daemon):
+            busy = time.monotonic()
+        return not _open(ticks) or time.monotonic() - busy > _QUIET
+
+    try:
+        wait_until(settled, "every run has ended", 900)
+    except AssertionError as e:
+        raise AssertionError(f"{e}: {_open(ticks)}, workers {daemon.workers()}") from e
 
 
 def test_kill_9_of_run_workers_and_of_the_daemon_at_random_instants(ticks: Ticks, web: str) -> None:
@@ -149,12 +175,12 @@ def test_kill_9_of_run_workers_and_of_the_daemon_at_random_instants(ticks: Ticks
                 daemon.start()
                 killed += 1
                 continue
-            wait_until(lambda: daemon.workers() or _over(ticks), "there is a worker", 120)
+            wait_until(lambda: daemon.workers() or _idle(ticks, daemon), "there is a worker", 300)
             time.sleep(instant.uniform(0, 6))
             if workers := daemon.workers():
                 os.kill(instant.choice(workers), signal.SIGKILL)
                 killed += 1
-        wait_until(lambda: _over(ticks), "every run has ended", 240)
+        _settle(ticks, daemon)
     finally:
         daemon.stop()
     check(ticks)
