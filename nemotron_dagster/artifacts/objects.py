@@ -185,7 +185,9 @@ def _remove(final: UPath, chosen: Callable[[str], bool]) -> None:
         for _ in range(_BUSY):
             names = [n for n in final.fs.find(final.path) if chosen(n.removeprefix(prefix))]
             with suppress(FileNotFoundError):  # another publisher removes the same files: the rest is still there
-                return final.fs.rm(names) if names else None
+                if names:
+                    final.fs.rm(names)
+                return
 
 
 def remove(directory: UPath) -> None:
