@@ -107,12 +107,13 @@ def shared_texts(hashes: Mapping[str, Sequence[Path]]) -> dict[str, int]:
         return [np.fromfile(file, "<u8") for file in files]
 
     held = {split: np.concatenate([np.zeros(0, "<u8"), *load(hashes.get(split, ()))]) for split in ("valid", "test")}
-    either = np.unique(np.concatenate(list(held.values())))
-    seen = [np.zeros(0, "<u8")]
+    either = np.unique(np.concatenate(list(held.values())))  # sorted
+    seen = np.zeros(len(either), bool)
     for file in hashes.get("train", ()) if len(either) else ():
         trained = np.fromfile(file, "<u8")
-        seen.append(np.unique(trained[np.isin(trained, either)]))
-    both = np.unique(np.concatenate(seen))
+        places = np.minimum(np.searchsorted(either, trained), len(either) - 1)
+        seen[places[either[places] == trained]] = True  # numpy's isin would sort the held-out hashes for every file
+    both = either[seen]
     return {
         "valid_in_train": int(np.isin(held["valid"], both).sum()),
         "test_in_train": int(np.isin(held["test"], both).sum()),
